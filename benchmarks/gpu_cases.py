@@ -14,11 +14,12 @@ import torch
 
 from benchmarks.common import interleaved, summary
 from benchmarks.paper_step import paper_step
+from refine_lab.estimate.models import PUBLISHED
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState, train_step
-from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM
+from refine_lab.models import DeltaNetForCausalLM, FastWeightLM
 from refine_lab.models.activation_checkpointing import checkpoint_activations
-from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
+from refine_lab.models.lact import LaCTForCausalLM
 from refine_lab.ops.delta_rule import chunk_delta_rule, delta_rule
 from refine_lab.ops.head import token_stats
 from refine_lab.ops.kernels import SWITCH
@@ -36,29 +37,11 @@ AT_ONCE = 16_384
 
 
 def deltanet() -> DeltaNetForCausalLM:
-    """The shape of fla-hub/delta_net-1.3B-100B."""
-    return DeltaNetForCausalLM(DeltaNetConfig(hidden_size=2048, num_hidden_layers=24, num_heads=16, vocab_size=32_000))
+    return DeltaNetForCausalLM(PUBLISHED["DeltaNet-1.3B"]())
 
 
 def lact() -> LaCTForCausalLM:
-    """LaCT-760M as the paper has it (arXiv 2505.23884): chunk and window of 2,048, momentum and Muon, low-rank weights."""
-    config = LaCTConfig(
-        hidden_size=1536,
-        num_hidden_layers=24,
-        num_attn_heads=24,
-        num_lact_heads=4,
-        lact_chunk_size=2048,
-        window_size=2048,
-        use_muon=True,
-        use_momentum=True,
-        ttt_prenorm=True,
-        w0_w2_low_rank=32,
-        fp32_states=True,
-        muon_dtype="bfloat16",
-        max_position_embeddings=32_768,
-        vocab_size=32_000,
-    )
-    return LaCTForCausalLM(config)
+    return LaCTForCausalLM(PUBLISHED["LaCT-760M"]())
 
 
 MODELS: dict[str, Callable[[], FastWeightLM]] = {"deltanet-1.3b": deltanet, "lact-760m": lact}

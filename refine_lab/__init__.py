@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, UpdateConfig
+    from refine_lab.estimate import estimate
     from refine_lab.experiments.configs import method_configs
     from refine_lab.experiments.fork import fork
     from refine_lab.experiments.runs import create_runs
@@ -68,7 +69,7 @@ _HOMES = {
     "explore.lens": ("layer_lens",),
     "explore.lifetimes": ("lifetime_curve", "write_lifetimes"),
 }
-_CALLABLE = ("parity", "sweep")
+_CALLABLE = ("estimate", "parity", "sweep")
 """Modules that are callable and forward to their function of the same name, which their import would otherwise hide here."""
 __all__ = [*_CALLABLE, "refuse_shadows", *(name for names in _HOMES.values() for name in names)]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -10,5 +10,6 @@ What it launches, moves, keeps in memory and waits for is counted; its time is e
     roofline    the estimated time of every launch
     watch       the mode through which every operation passes
     phases      the steps: mid-training, post-training, test-time training, evaluation, reading in the explorer
+    workers     the weights divided among several workers, and what these exchange
     report      the figures of a run, and the best micro-batch
 """

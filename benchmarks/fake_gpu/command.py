@@ -56,7 +56,8 @@ def summary(figures: dict[str, Any]) -> list[str]:
         lines.append(f"{name:12s} {cost['launches']:9,d} {cost['device_ms']:10.1f} {cost['host_ms']:9.1f}")
     if shared := figures.get("workers"):
         received = ", ".join(f"{name} {size:.1f}" for name, size in shared["received_gib"].items())
-        lines.append(f"received from the other workers, GiB: {received}; estimated overlap {shared['overlap']:.0%}")
+        overlap = ", ".join(f"{each['overlap']:.0%} over {name}" for name, each in shared["links"].items())
+        lines.append(f"received from the other workers, GiB: {received}; estimated overlap {overlap}")
     lines.append(f"estimated {figures['tokens_per_second']:,.0f} tokens/s in one micro-batch")
     if figures.get("micro_batch_size"):
         estimate, rows = figures["tokens_per_second_estimate"], figures["micro_batch_size"]

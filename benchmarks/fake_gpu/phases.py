@@ -145,7 +145,9 @@ def _train_state(policy: FastWeightLM, case: Case, config: TrainConfig) -> Train
     config = replace(config, batch_size=rows, mini_batch_size=rows, micro_batch_size=case.rows)
     refine = config.refine
     reward = REWARDS[refine.reward] if refine is not None and refine.rolls_out else None
-    return TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward, workers=workers)
+    return TrainState(
+        policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward, workers=workers
+    )
 
 
 def batch(policy: FastWeightLM, rows: int, length: int) -> Batch:

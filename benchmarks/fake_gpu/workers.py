@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import torch
 import torch.distributed as dist
 import torch.testing._internal.distributed.fake_pg as fake
 from torch import Tensor
@@ -24,8 +23,8 @@ from benchmarks.fake_gpu.ledger import GATHERED, GIB, Ledger
 from refine_lab.models import FastWeightLM, sharding
 from refine_lab.workers import Workers
 
-LINK = 450e9
-"""Bytes a second that an H100 or H200 receives, and as many that it sends, over NVLink within a node."""
+LINKS = {"NVLink": 450e9, "InfiniBand": 50e9}
+"""Bytes a second that an H100 or H200 receives, and as many that it sends: within a node, and at 400 Gb/s between nodes."""
 KINDS = {
     "_allgather_base_": "gather",
     "_reduce_scatter_base_": "scatter",
@@ -70,20 +69,26 @@ class Exchanges(list[Exchange]):
             if each.kind != "use":
                 kinds[each.kind] += each.nbytes
                 phases[each.phase] += each.nbytes
-        total = sum(kinds.values()) / LINK
-        exposed = self.finished(seconds) - seconds
+        total = sum(kinds.values())
+        exposed = {name: self.finished(seconds, link) - seconds for name, link in LINKS.items()}
         return {
             "exchanges": sum(each.kind != "use" for each in self),
             "received_gib": {name: size / GIB for name, size in kinds.items()},
             "received_gib_by_phase": {name: size / GIB for name, size in phases.items()},
-            "exchange_seconds": total,
-            "exposed_seconds": exposed,
-            "overlap": 1 - exposed / total,
+            "links": {
+                name: {
+                    "exchange_seconds": total / link,
+                    "exposed_seconds": exposed[name],
+                    "overlap": 1 - exposed[name] / (total / link),
+                }
+                for name, link in LINKS.items()
+            },
         }
 
-    def finished(self, seconds: float, link: float = LINK) -> float:
-        """Returns when the step ends, in seconds, if all exchanges pass one wire in turn and Python is always ahead.
+    def finished(self, seconds: float, link: float) -> float:
+        """Returns when the step ends, in seconds, if all exchanges pass one wire in turn, at `link` bytes a second.
 
+        Python is assumed to be ahead of the device.
         A gather begins as soon as the weights gathered before it have been put in place, and the block that asks for it
         waits until it has ended. A scatter begins when the gradients are there, and nothing waits for it but the update.
         """

@@ -7,7 +7,6 @@ what layers compute under autocast to bfloat16, `FULL` for the residual stream, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from refine_lab.models import DeltaNetConfig
 from refine_lab.models.lact import LaCTConfig
@@ -15,38 +14,44 @@ from refine_lab.ops.delta_rule import CHUNK_SIZE
 from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE
 from refine_lab.refine_config import RefineConfig
 
+Bytes = int | float
+
 HALF, FULL = 2, 4
 """Bytes of an element."""
 
 READ_AT_ONCE = 4
-"""Tokens by which a rollout of LaCT lengthens its open chunk and its window in the buffers of the sampling loop."""
+"""Tokens by which sampling lengthens LaCT's open chunk before the last token is drawn."""
+NEWTON_SCHULZ_BYTES = 216
+"""Bytes for each element of a fast weight that the backward pass of Newton-Schulz needs: 15 + 10 + 5 tensors of all three
+matrices in 16 bits and 3 in 32 bits.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockMemory:
     """Bytes of one block for one micro-batch. Fields that concern states are 0 without rollouts."""
 
-    saved: float
+    saved: Bytes
     "Kept for the backward pass if nothing is recomputed."
-    mlp: float
+    mlp: Bytes
     "The part of `saved` that recomputing the feed-forward layer frees."
-    inputs: float
+    inputs: Bytes
     "Kept if the whole block is recomputed."
-    working: float
+    working: Bytes
     "Needed at once while the block is recomputed and its backward pass runs."
-    update: float = 0.0
+    update: Bytes = 0
     "Needed at once for the backward pass of one update of the fast weights."
-    trace: float = 0.0
+    trace: Bytes = 0
     "Kept until the states have been taken, in addition to `saved`."
-    trace_of_inputs: float = 0.0
+    trace_of_inputs: Bytes = 0
     "The same in addition to `inputs`."
-    states: float = 0.0
+    states: Bytes = 0
     "The states at the sampled positions, and what their backward pass reads."
-    sampling: float = 0.0
+    sampling: Bytes = 0
     "Buffers that exist only while rollouts are sampled."
-    state_backward: float = 0.0
+    state_backward: Bytes = 0
     "Needed at once for the backward pass of the states of this block."
-    state_gradients: float = 0.0
+    state_gradients: Bytes = 0
     "Gradients of the states, kept until the backward pass of the block."
 
 
@@ -106,36 +111,46 @@ def deltanet_block(config: DeltaNetConfig, inner: int, work: Work) -> BlockMemor
 
 
 def lact_block(config: LaCTConfig, inner: int, work: Work) -> BlockMemory:
-    """Returns the bytes of a block of LaCT, whose feed-forward layer has the width `inner`."""
+    """Returns the bytes of a block of LaCT, whose feed-forward layer has the width `inner`.
+
+    The inputs of a chunk's update and the fast weights after it are kept even if the block is recomputed, since each update
+    is recomputed on its own.
+    """
     width, heads, window, chunk = config.hidden_size, config.num_lact_heads, config.window_size, config.lact_chunk_size
     matrix = config.fast_width * width  # elements of one fast weight of all heads
     copies = 1 + config.ttt_prenorm + config.use_momentum  # the weights, their sums and their momenta
-    hidden = config.fast_width * heads
     levels = (work.length - 1) // chunk + 1
-    memories = work.rows * (levels - 1) * 3 * copies * FULL * matrix + 6 * FULL * matrix  # after every chunk; initial
-    windows = HALF * 2 * work.rows * (work.length + window - 1) * width
-    kv = work.tokens * HALF * 2 * width
-    per_token = 3 * width + 2 * width + 2 * width + 4 * width + 5 * hidden + 2 * width  # see below
-    # q, k, v; two norms; q and k turned; q and k scaled, then activated; the SwiGLU of the fast weights; outputs
+    memories = (
+        FULL * matrix * (work.rows * (levels - 1) * 3 * copies + 6)
+    )  # after every chunk; initial ones, and as given
+    windows = HALF * 2 * work.rows * (work.length + window - 1) * width  # keys and values, and the window before them
+    kv, rates = HALF * 2 * width, FULL * 4 * heads  # keys, values and learning rates of the updates
+    hidden = 5 * config.fast_width * heads  # within the SwiGLU of the fast weights
+    attention = (
+        3 * width + 2 * width + 2 * width
+    )  # q, k and v; q and k turned; the window's outputs, and the sum of both
+    queries = 2 * width + 2 * width  # q and k scaled, and activated
     angles = 4 * width // config.num_attn_heads
-    mlp = 3 * inner
-    layer = HALF * (per_token + angles) + FULL * (3 * width + config.num_attn_heads + 4 * heads)
-    saved = work.tokens * (layer + HALF * mlp + FULL * 2 * width) + windows + kv + memories
-    saved += work.rows * levels * 3 * HALF * matrix
+    half = 2 * width + attention + queries + hidden + angles  # and two norms
+    full = (
+        2 * width + 3 * width + config.num_attn_heads
+    )  # two sums of the residual, and the norm of the memory's outputs
+    mlp = 3 * inner  # gate, up and their product
+    saved = work.tokens * (HALF * (half + mlp) + FULL * full + kv + rates) + windows + memories
+    saved += work.rows * levels * 3 * HALF * matrix  # fast weights in 16 bits
     open_chunk = _open_chunk(work, chunk) if work.open_chunk is None else work.open_chunk
-    sources = min(work.positions, levels * work.rows)
-    before = HALF * width * 2 * (window - 1 + open_chunk)  # bytes of a state: its window, and its open chunk
-    drawn = 2 * before + HALF * width * 2 * (1 + 2 * READ_AT_ONCE)
-    newton_schulz = 216 * matrix
+    sources = min(work.positions, levels * work.rows)  # chunks from which rollouts start
+    state = HALF * 2 * width * (window - 1 + open_chunk)
+    update = work.rows * HALF * 22 * min(chunk, work.length) * config.fast_width * heads  # within the update of a chunk
     return BlockMemory(
         saved=saved,
         mlp=work.tokens * HALF * mlp,
-        inputs=work.tokens * (FULL * width + FULL * 4 * heads) + kv + memories,
+        inputs=work.tokens * (FULL * width + kv + rates) + memories,
         working=saved + work.tokens * HALF * 2 * width,
-        update=newton_schulz + 22 * HALF * min(chunk, work.length) * hidden * work.rows,
+        update=update + NEWTON_SCHULZ_BYTES * matrix,
         trace_of_inputs=windows if work.positions else 0,
-        states=sources * 3 * copies * FULL * matrix + work.positions * before,
-        sampling=work.rollouts * drawn,
+        states=sources * 3 * copies * FULL * matrix + work.positions * state,
+        sampling=work.rollouts * (2 * state + HALF * 2 * width * (1 + 2 * READ_AT_ONCE)),
         state_gradients=(windows + sources * 3 * FULL * matrix) if work.positions else 0,
     )
 
@@ -149,7 +164,8 @@ def _open_chunk(work: Work, chunk: int) -> int:
     return max((size // 2 + size * number) % chunk + 1 for number in range(work.refine.num_chunks))
 
 
-def block_memory(config: Any, inner: int, work: Work) -> BlockMemory:
+def block_memory(config: DeltaNetConfig | LaCTConfig, inner: int, work: Work) -> BlockMemory:
+    """Returns the bytes of a block of one of the two families."""
     if isinstance(config, LaCTConfig):
         return lact_block(config, inner, work)
     return deltanet_block(config, inner, work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from refine_lab.estimate.blocks import FULL, HALF, BlockMemory, Work
+from refine_lab.estimate.blocks import FULL, HALF, BlockMemory, Bytes, Work
 from refine_lab.estimate.models import Weights
 from refine_lab.ops.head import HEAD_ROWS
 from refine_lab.workers import BUCKET
@@ -35,7 +35,7 @@ class Setting:
 
 def moments(
     weights: Weights, block: BlockMemory, work: Work, width: int, vocabulary: int, setting: Setting
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Bytes]]:
     """Returns bytes by part at every moment at which memory can be largest, by the moment's name."""
     activations = _activations(weights, block, work, width, vocabulary, setting.activation_checkpointing)
     rolls, ends = STATES in activations, FULL * weights.ends
@@ -50,7 +50,10 @@ def moments(
     }
     muon = FULL * weights.hidden_matrices if setting.optimizer == "muon" else 0  # one moment instead of two
     gathered = FULL * max(2 * weights.embedding, 3 * weights.block) if setting.shares > 1 else 0
-    model = {"weights": FULL * weights.all / setting.shares, "moments": (2 * FULL * weights.all - muon) / setting.shares}
+    model = {
+        "weights": FULL * weights.all / setting.shares,
+        "moments": (2 * FULL * weights.all - muon) / setting.shares,
+    }
     if setting.world_size > setting.shares:  # gradients are summed in buckets
         activations[UPDATE] += FULL * min(max(BUCKET, weights.head), weights.all)
     return {
@@ -61,7 +64,7 @@ def moments(
 
 def _activations(
     weights: Weights, block: BlockMemory, work: Work, width: int, vocabulary: int, part: str
-) -> dict[str, float]:
+) -> dict[str, Bytes]:
     """Returns the bytes of activations at each moment, if `part` of the model is recomputed."""
     blocks, stream = weights.blocks, FULL * work.tokens * width  # the hidden states of all tokens
     narrow = stream * HALF / FULL  # the same in 16 bits
@@ -73,10 +76,12 @@ def _activations(
     first = 0 if part == "blocks" else stream  # the embedding's output; else it is the first block's input
     again = 0 if part == "none" else working
     copies = HALF * blocks * weights.linear  # of the linear layers, in 16 bits
-    saved = {"none": copies, "mlp": copies - HALF * blocks * weights.mlp, "blocks": 0}[part]  # those for the backward pass
+    saved = {"none": copies, "mlp": copies - HALF * blocks * weights.mlp, "blocks": 0}[
+        part
+    ]  # those for the backward pass
     head, logits = HALF * weights.head, min(HEAD_ROWS, work.tokens) * vocabulary * (3 * HALF + FULL)
     rolls = work.positions > 0
-    found: dict[str, float] = {
+    found: dict[str, Bytes] = {
         HEAD: (copies if rolls else saved) + head + kept + blocks * block.states + ends + logits + narrow,
         LAST_BLOCK: saved + (copies if rolls else 0) + kept + blocks * block.state_gradients + first + working,
         FIRST_BLOCK: HALF * weights.linear + kept / blocks + max(again, block.update),
@@ -89,6 +94,6 @@ def _activations(
     return found
 
 
-def largest(found: Mapping[str, Mapping[str, float]]) -> str:
+def largest(found: Mapping[str, Mapping[str, Bytes]]) -> str:
     """Returns the name of the moment with the largest sum."""
     return max(found, key=lambda name: sum(found[name].values()))

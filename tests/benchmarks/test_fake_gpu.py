@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fake_gpu import device, roofline, sources
+import refine_lab
+from benchmarks.fake_gpu import device, roofline, sources, workers
+from refine_lab.estimate.models import PUBLISHED, described
 from tests.support.paths import ROOT
 
 KEYS = {
@@ -170,3 +172,64 @@ def test_the_best_micro_batch_is_the_largest_that_fits(found):
     assert search["tokens_per_second_estimate"] == pytest.approx(tokens / seconds)
     assert search["tokens_per_second_estimate"] > one["tokens_per_second"]
     assert found["no room"] == {"micro_batch_size": None, "tokens_per_second_estimate": None}
+
+
+def config_of(name: str) -> Any:
+    config = PUBLISHED[name]()
+    config.num_hidden_layers = 2
+    return config
+
+
+@pytest.mark.slow
+def test_estimates_are_within_five_percent_of_the_peaks(found):
+    deltanet, lact = config_of("DeltaNet-1.3B"), config_of("LaCT-760M")
+    estimates = {
+        "deltanet": refine_lab.estimate(deltanet, 4096, activation_checkpointing="none"),
+        "lact": refine_lab.estimate(lact, 4096),
+        "sft": refine_lab.estimate(lact, 4096, method="sft", rows=2),
+        "shared": refine_lab.estimate(deltanet, 4096, 8),
+    }
+    for name, estimated in estimates.items():
+        counted = found["peaks"][name]
+        assert estimated.peak == pytest.approx(counted["total"], rel=0.05), name
+        assert estimated.memory["weights"] == pytest.approx(counted["weights"], rel=0.01), name
+        assert estimated.memory["moments"] == pytest.approx(counted["moments"], rel=0.01), name
+    assert estimates["lact"].moment == "rollouts" and found["peaks"]["lact"]["gradients"] == 0
+
+
+@pytest.mark.slow
+def test_a_worker_receives_the_weights_of_the_others_whenever_they_are_used(found):
+    """Weights are gathered in the read, for four tokens of the rollouts, for the second read, and in two backward passes."""
+    shared, (_, weights) = found["peaks"]["exchanges"], described(config_of("DeltaNet-1.3B"))
+    once = 4 * weights.all * 7 / 8 / GIB
+    assert shared["received_gib"]["scatter"] == pytest.approx(once, rel=0.01)
+    assert shared["received_gib_by_phase"]["read"] == pytest.approx(once - 4 * weights.head * 7 / 8 / GIB, rel=0.01)
+    assert 7.5 * once < shared["received_gib"]["gather"] < 8.5 * once
+    slow, fast = shared["links"]["InfiniBand"], shared["links"]["NVLink"]
+    assert slow["exchange_seconds"] == pytest.approx(9 * fast["exchange_seconds"])
+    assert 0 <= slow["overlap"] < fast["overlap"] <= 1
+
+
+def test_exchanges_overlap_with_the_work_of_the_block_before():
+    """Three blocks of 2 s, whose gathers take 1 s: only the first is waited for, and the last scatter has no work beside it."""
+    second = workers.LINKS["NVLink"]
+    steps = [
+        ("gather", 0.0),
+        ("use", 0.0),
+        ("gather", 2.0),
+        ("use", 0.0),
+        ("gather", 2.0),
+        ("use", 0.0),
+        ("scatter", 2.0),
+    ]
+    exchanges = workers.Exchanges(8)
+    exchanges += [workers.Exchange(kind, "read", second * (kind != "use"), work) for kind, work in steps]
+    exchanges._seconds = 6.0
+    assert exchanges.finished(6.0, second) == pytest.approx(1 + 6 + 1)
+    assert exchanges.finished(6.0, second / 4) == pytest.approx(3 * 4 + 2 + 4)  # every block waits for its weights
+    figures = exchanges.figures(6.0)["links"]["NVLink"]
+    assert figures == {
+        "exchange_seconds": pytest.approx(4),
+        "exposed_seconds": pytest.approx(2),
+        "overlap": pytest.approx(0.5),
+    }

@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks.fake_gpu.phases import Case
 from benchmarks.fake_gpu.report import best_micro_batch, measure
 from benchmarks.fake_gpu.watch import watching
+from refine_lab.estimate.models import PUBLISHED
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 
@@ -37,6 +38,30 @@ def small_deltanet() -> FastWeightLM:
 def small_lact() -> FastWeightLM:
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attn_heads": 2, "num_lact_heads": 2}
     return LaCTForCausalLM(LaCTConfig(**sizes, vocab_size=96, lact_chunk_size=128, window_size=128, use_muon=True))
+
+
+def two_layers(name: str) -> Callable[[], FastWeightLM]:
+    """Returns what makes a published model with two layers of its own widths."""
+
+    def make() -> FastWeightLM:
+        config = PUBLISHED[name]()
+        config.num_hidden_layers = LAYERS
+        return DeltaNetForCausalLM(config) if isinstance(config, DeltaNetConfig) else LaCTForCausalLM(config)
+
+    return make
+
+
+def peaks() -> dict[str, Any]:
+    """Returns GiB by part of steps that `refine_lab.estimate` is compared with."""
+    deltanet, lact = (partial(Case, model=two_layers(name), length=4096) for name in ("DeltaNet-1.3B", "LaCT-760M"))
+    shared = measure(deltanet(workers=8))
+    return {
+        "deltanet": measure(deltanet(activation_checkpointing="none"))["peak_gib"],
+        "lact": measure(lact())["peak_gib"],
+        "sft": measure(lact(method="sft", rows=2))["peak_gib"],
+        "shared": shared["peak_gib"],
+        "exchanges": shared["workers"],
+    }
 
 
 # -- faults in one layer of a model --------------------------------------------------------------------------------------
@@ -145,6 +170,7 @@ def main() -> None:
         "waits": waits(),
         "values": values(),
         "memory": memory(),
+        "peaks": peaks(),
     }
     print(json.dumps(found))
 
