@@ -1,7 +1,8 @@
 """Write what the documents take from the code: `python docs/generate.py`, or `make docs`.
 
 `docs/api.md` lists the names that `refine_lab` exports; the table of files in `docs/architecture.md` holds the first
-sentence of each module's docstring; `docs/glossary.md` is the glossary of the tooltips. With `--check`, nothing is
+sentence of each module's docstring; `docs/glossary.md` is the glossary of the tooltips; the tables of `docs/scale.md` hold
+what `refine_lab.estimate` returns, and the recorded peaks. With `--check`, nothing is
 written, and the exit status is 1 where something differs.
 """
 
@@ -9,11 +10,18 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import sys
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- files: written by docs/generate.py -->", "<!-- end of files -->"
+PEAKS, ESTIMATES, END_TABLE = (
+    "<!-- peaks: written by docs/generate.py -->",
+    "<!-- estimates: written by docs/generate.py -->",
+    "<!-- end of table -->",
+)
 
 
 def first_sentence(docstring: str | None) -> str:
@@ -54,16 +62,50 @@ def files() -> str:
     return "\n".join(lines) + "\n"
 
 
+def peaks() -> str:
+    """The table of counted and estimated peaks."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "estimate.json").read_text(encoding="utf-8"))
+    lines = ["| model | tokens | recomputed | counted GiB | estimated GiB | difference |", "|---|---|---|---|---|---|"]
+    for each in record["pairs"]:
+        counted, estimated = (each[name]["total"] for name in ("counted_gib", "estimated_gib"))
+        case = f"{each['model']} | {each['length']:,} | {each['activation_checkpointing']}"
+        lines.append(f"| {case} | {counted:.1f} | {estimated:.1f} | {each['error']:+.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def estimates() -> str:
+    """The table of estimates for one GPU, one node and two nodes."""
+    from refine_lab.estimate import estimate
+    from refine_lab.estimate.memory import PARTS
+    from refine_lab.estimate.models import PUBLISHED
+
+    head = ["model", "tokens of a row", "GPUs", *PARTS, "peak GiB", "s a step", "tokens/s"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for model, length, count in product(PUBLISHED, (16_384, 65_536), (1, 8, 16)):
+        found = estimate(model, length, count)
+        sizes = [f"{found.memory[part]:.1f}" for part in PARTS]
+        row = [model, f"{length:,}", str(count), *sizes, f"{found.peak:.1f}", f"{found.seconds:.2f}"]
+        lines.append(f"| {' | '.join(row)} | {round(found.tokens_per_second, -3):,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(text: str, begin: str, table: str, end: str = END_TABLE) -> str:
+    """A document with the table after a marker replaced."""
+    before, _, rest = text.partition(begin + "\n")
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{table}{end}{after}"
+
+
 def documents() -> dict[Path, str]:
     """What the generated documents hold, by path."""
     from widgets.core import glossary
 
-    architecture = ROOT / "docs" / "architecture.md"
-    before, _, rest = architecture.read_text(encoding="utf-8").partition(BEGIN + "\n")
-    _, _, after = rest.partition(END)
+    architecture, scale = ROOT / "docs" / "architecture.md", ROOT / "docs" / "scale.md"
+    scaled = with_table(scale.read_text(encoding="utf-8"), PEAKS, peaks())
     return {
         ROOT / "docs" / "api.md": api(),
-        architecture: f"{before}{BEGIN}\n{files()}{END}{after}",
+        architecture: with_table(architecture.read_text(encoding="utf-8"), BEGIN, files(), END),
+        scale: with_table(scaled, ESTIMATES, estimates()),
         ROOT / "docs" / "glossary.md": glossary.page(),
     }
 
