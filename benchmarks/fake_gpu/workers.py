@@ -45,11 +45,15 @@ class Exchange(NamedTuple):
 
 
 class Exchanges(list[Exchange]):
-    """The exchanges of a step among `count` workers, in the order in which they are asked for."""
+    """The exchanges of a step among some workers, in the order in which they are asked for."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, workers: int) -> None:
         super().__init__()
-        self.count, self._seconds = count, 0.0
+        self.workers, self._seconds = workers, 0.0
+
+    def clear(self) -> None:
+        super().clear()
+        self._seconds = 0.0
 
     def note(self, name: str, tensors: list[Tensor], phase: str, seconds: float) -> None:
         """Notes an operation, if it is an exchange, after `seconds` of the device's work since the step began."""
@@ -57,7 +61,7 @@ class Exchanges(list[Exchange]):
         if kind is None:
             return
         whole = 0 if kind == "use" else max(x.numel() * x.element_size() for x in tensors)
-        received = whole * (self.count - 1) // self.count * (2 if name == "allreduce_" else 1)  # in a ring
+        received = whole * (self.workers - 1) // self.workers * (2 if name == "allreduce_" else 1)  # in a ring
         self.append(Exchange(kind, phase, received, seconds - self._seconds))
         self._seconds = seconds
 
@@ -88,9 +92,9 @@ class Exchanges(list[Exchange]):
     def finished(self, seconds: float, link: float) -> float:
         """Returns when the step ends, in seconds, if all exchanges pass one wire in turn, at `link` bytes a second.
 
-        Python is assumed to be ahead of the device.
-        A gather begins as soon as the weights gathered before it have been put in place, and the block that asks for it
-        waits until it has ended. A scatter begins when the gradients are there, and nothing waits for it but the update.
+        Python is assumed to be ahead of the device. A gather begins as soon as the weights gathered before it have been put in
+        place, and the block that asks for it waits until it has ended. A scatter begins when the gradients are there, and
+        nothing waits for it but the update.
         """
         clock = wire = used = 0.0
         gathers: list[float] = []

@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("length", type=int, help="tokens of a row")
     parser.add_argument("--world-size", type=int, default=1, help="number of GPUs")
     parser.add_argument("--rows", type=int, default=1, help="rows of a micro-batch")
+    parser.add_argument("--micro-batches", type=int, default=1, help="micro-batches of an update for each GPU")
     parser.add_argument("--method", default="refine", help="sft or refine")
     parser.add_argument("--activation-checkpointing", default="blocks", help="none, mlp or blocks")
     parser.add_argument("--sharding", default="full", help="full (FSDP2) or none")

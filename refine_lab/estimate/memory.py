@@ -21,12 +21,13 @@ UPDATE, ROLLOUTS, STATES = "update", "rollouts", "backward of the states"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is recomputed, the optimizer, and the workers that share the step and, if `sharded`, the model."""
+    """What is recomputed, the optimizer, the workers that share the step and, if `sharded`, the model, and micro-batches."""
 
     activation_checkpointing: str
     optimizer: str
     world_size: int
     sharded: bool
+    micro_batches: int = 1
 
     @property
     def shares(self) -> int:
@@ -48,6 +49,11 @@ def moments(
         FIRST_BLOCK: FULL * late / setting.shares,
         UPDATE: FULL * weights.all / setting.shares,
     }
+    if setting.micro_batches > 1:  # those of the earlier micro-batches are there, and new ones are added to them
+        gradients[LAST_BLOCK] -= FULL * weights.head
+        gradients = {
+            name: gradients[UPDATE] + size * (name not in (FIRST_BLOCK, UPDATE)) for name, size in gradients.items()
+        }
     muon = FULL * weights.hidden_matrices if setting.optimizer == "muon" else 0  # one moment instead of two
     gathered = FULL * max(2 * weights.embedding, 3 * weights.block) if setting.shares > 1 else 0
     model = {

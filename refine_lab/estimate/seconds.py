@@ -84,7 +84,7 @@ AGAIN = 1.2
 
 
 def phases(config: Any, weights: Weights, block: BlockMemory, work: Work, setting: Setting) -> dict[str, float]:
-    """Returns the estimated seconds of each phase of a step with one micro-batch; `exchange` is what does not overlap."""
+    """Returns the estimated seconds of each phase of a step; `exchange` is what does not overlap."""
     pace, blocks, part = PACES[type(config)], weights.blocks, setting.activation_checkpointing
     products = 2 * weights.linear * work.tokens + _fast_weights(config, work)  # FLOPs of one block, forward
     chunk = config.lact_chunk_size if isinstance(config, LaCTConfig) else SEGMENT_SIZE
@@ -107,9 +107,12 @@ def phases(config: Any, weights: Weights, block: BlockMemory, work: Work, settin
         found["rollouts"] = _rollouts(weights, work, pace, setting)
         device += blocks * pace.states_backward * block.states / BANDWIDTH
         host += blocks * pace.rollout_operations / 2 * HOST
-    found |= {"backward": max(device, host), "update": UPDATE_BYTES * weights.all / setting.shares / BANDWIDTH}
+    found["backward"] = max(device, host)
+    summed = 0.0
     if setting.world_size > 1:
-        found["exchange"] = _exposed(found, weights, work, setting)
+        found["exchange"], summed = _exposed(found, weights, work, setting)
+    found = {name: setting.micro_batches * seconds for name, seconds in found.items()}
+    found["update"] = UPDATE_BYTES * weights.all / setting.shares / BANDWIDTH + summed
     return found
 
 
@@ -138,14 +141,14 @@ def _rollouts(weights: Weights, work: Work, pace: Pace, setting: Setting) -> flo
     return max(device, host) + weights.blocks * pace.rollout_operations / 3 * HOST
 
 
-def _exposed(found: dict[str, float], weights: Weights, work: Work, setting: Setting) -> float:
-    """Returns the seconds of exchanges beyond those of the work beside which they run."""
+def _exposed(found: dict[str, float], weights: Weights, work: Work, setting: Setting) -> tuple[float, float]:
+    """Returns the seconds of exchanges beyond the work beside them, and those of the sum of the gradients after it."""
     others, link = (setting.world_size - 1) / setting.world_size, LINK if setting.world_size <= NODE else NETWORK
     once = others * FULL * weights.all / link
     if not setting.sharded:
-        return 2 * once  # the sum of the gradients, after the backward pass
+        return 0.0, 2 * once
     rolls = work.positions > 0
     pairs = [(found["read"], once), (found["backward"], once * (3 if rolls else 2))]  # weights, and gradients
     if rolls:
         pairs.append((found["rollouts"], once * work.rollout_length))
-    return sum(max(0.0, exchange - compute) for compute, exchange in pairs)
+    return sum(max(0.0, exchange - compute) for compute, exchange in pairs), 0.0

@@ -65,6 +65,7 @@ def estimate(
     *,
     method: str | RefineConfig = "refine",
     rows: int = 1,
+    micro_batches: int = 1,
     activation_checkpointing: str = "blocks",
     sharding: str = "full",
     optimizer: str = "adamw",
@@ -73,20 +74,20 @@ def estimate(
 ) -> Estimate:
     """Estimates the memory in GiB and the time in seconds of a training step on GPUs, by arithmetic, without a GPU.
 
-    Each worker computes one micro-batch of `rows` rows of `length` tokens, by `sft`, by `refine`, or by REFINE with the
-    settings of a `RefineConfig`. `model` is a DeltaNet or a LaCT: a `FastWeightLM`, its configuration, `DeltaNet-1.3B`,
-    `LaCT-760M`, or a name for `load_model`, of which only the configuration is read. `world_size` is the number of GPUs;
-    `sharding`, `activation_checkpointing` and `optimizer` are as in `TrainConfig`.
+    Each worker computes `micro_batches` micro-batches of `rows` rows of `length` tokens, by `sft`, by `refine`, or by REFINE
+    with the settings of a `RefineConfig`. `model` is a DeltaNet or a LaCT: a `FastWeightLM`, its configuration,
+    `DeltaNet-1.3B`, `LaCT-760M`, or a name for `load_model`, of which only the configuration is read. `world_size` is the
+    number of GPUs; `sharding`, `activation_checkpointing` and `optimizer` are as in `TrainConfig`.
 
-    Memory is the largest of a few sums over the tensors that a step holds (`refine_lab.estimate.blocks`), and differs from
-    the counted peaks of `benchmarks.fake_gpu` by at most 5 % (docs/scale.md). What CUDA itself needs and the fragmentation of
+    Memory is the largest of a few sums over the tensors that a step holds (`refine_lab.estimate.blocks`), and is
+    compared with the counted peaks of `benchmarks.fake_gpu` in docs/scale.md. What CUDA itself needs and the fragmentation of
     its allocator come on top. States are taken in the middle of each of the row's chunks, as there. `open_chunk` sets the
     tokens of LaCT's open chunk at these positions, of which `lact_chunk_size` is the most. Time is a roofline for an H200
     (`refine_lab.estimate.seconds`), and real steps are slower.
 
     Raises ConfigError for a value or a model that cannot be estimated, and what `load_model` raises for a name.
     """
-    _check(length=length, world_size=world_size, rows=rows)
+    _check(length=length, world_size=world_size, rows=rows, micro_batches=micro_batches)
     _allowed(activation_checkpointing=activation_checkpointing, sharding=sharding, optimizer=optimizer)
     require(dtype == "bfloat16", "dtype", dtype, "'bfloat16': the tensors of a step in float32 have not been counted")
     refine = _refine(method, length)
@@ -101,6 +102,7 @@ def estimate(
         optimizer=optimizer,
         world_size=world_size,
         sharded=sharded,
+        micro_batches=micro_batches,
     )
     work = Work(rows, length, refine, open_chunk)
     block = block_memory(config, weights.inner, work)
@@ -108,13 +110,13 @@ def estimate(
     moment = largest(found)
     label = model if isinstance(model, (str, Path)) else config.model_type
     share = "" if world_size == 1 else f" on {world_size} GPUs, {'sharded' if sharded else 'copied'}"
-    text = f"{label}, {'sft' if refine is None else refine.method}, {rows} x {length:,} tokens{share}, "
+    text = f"{label}, {'sft' if refine is None else refine.method}, {micro_batches * rows} x {length:,} tokens{share}, "
     return Estimate(
         name=f"{text}activation_checkpointing {activation_checkpointing!r}",
         memory={part: found[moment][part] / GIB for part in PARTS},
         moment=moment,
         phases=phases(config, weights, block, work, setting),
-        tokens=rows * length * world_size,
+        tokens=micro_batches * rows * length * world_size,
     )
 
 
