@@ -34,7 +34,7 @@ def test_the_estimate_is_near_the_recorded_peaks(pair):
 
 
 WIDER = {("LaCT-760M", 16_384, "blocks"): 0.10}
-"""The fake GPU keeps one more state of LaCT's rollouts there, which the estimate does not know of (docs/scale.md)."""
+"""This count holds one more state of LaCT's rollouts, which the estimate leaves out (docs/scale.md)."""
 
 
 KEYS = ("model", "length", "activation_checkpointing")
