@@ -94,13 +94,14 @@ class Decoder:
         """Returns the final hidden states of the next tokens; they are valid until the next call."""
         if self._step is not None:
             return self._step(self._policy.model, tokens)
-        state, self._state = self._state, None  # the memory of one state less while the next one is made
+        state, self._state = self._state, None
         assert state is not None
         if compiles(self._policy, state) and (step := static_step(self._policy, state, self._hidden_states)):
             step.start(state)
             self._step = step
             return step(self._policy.model, tokens)
         trace = self._policy.read(tokens.unsqueeze(1), state=state)
+        del state  # the memory of one state less while the next one is made
         self._state = trace.final_state
         return trace.hidden_states[:, 0]
 

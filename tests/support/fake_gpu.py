@@ -57,7 +57,7 @@ def peaks() -> dict[str, Any]:
     shared = measure(deltanet(workers=8))
     return {
         "deltanet": measure(deltanet(activation_checkpointing="none"))["peak_gib"],
-        "lact": measure(lact(method="sft", activation_checkpointing="none"))["peak_gib"],
+        "lact": measure(lact())["peak_gib"],
         "sft": measure(lact(method="sft", rows=2))["peak_gib"],
         "shared": shared["peak_gib"],
         "exchanges": shared["workers"],
