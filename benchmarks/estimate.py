@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ MODES = ("blocks", "none")
 def cases() -> Iterator[tuple[str, int, Any]]:
     """Yields model, tokens of the row, and what is recomputed."""
     for model in MODELS:
-        for length, mode in product(LENGTHS[model], MODES):
-            yield model, length, mode
+        for length in LENGTHS[model]:
+            yield from ((model, length, mode) for mode in MODES)
 
 
 def counted(model: str, length: int, mode: Any, folder: Path) -> dict[str, Any]:
