@@ -19,14 +19,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from refine_lab.estimate.fit import MARGIN
 from refine_lab.method.step import TrainState, train_step
 from refine_lab.rng import Draws
 from refine_lab.types import Batch
 
 GIB = 2**30
-
-MARGIN = 1.1
-"""Free memory that a step is given, as a multiple of the estimate: allocators round up, and libraries need some too."""
 
 
 class LiveMemory(TorchDispatchMode):

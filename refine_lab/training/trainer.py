@@ -21,6 +21,7 @@ from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import load_task
 from refine_lab.data.tasks.trained import History
 from refine_lab.data.tokenizer import describe_beginning
+from refine_lab.estimate.fit import print_shortage
 from refine_lab.host import host
 from refine_lab.method.custom_selection import selection_function
 from refine_lab.method.rewards import reward_function
@@ -204,7 +205,12 @@ def _stop_reason(stop: StopSignal, workers: Workers) -> str | None:
 
 
 def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM, workers: Workers) -> TrainState[TrainConfig]:
-    """Returns the state of training, with the policy sharded over the workers if the configuration says so."""
+    """Returns the state of training, with the policy sharded over the workers if the configuration says so.
+
+    On CUDA, prints a sentence first if a step will probably need more memory than there is.
+    """
+    if workers.first and policy.device.type == "cuda":
+        print_shortage(config, policy, workers.count)
     if config.sharding == "full" and workers.count > 1:
         shard(policy, workers)
     refine, reference, reward, selection = config.refine, None, None, None
