@@ -223,8 +223,9 @@ def test_stop_and_reset_are_next_to_a_button_that_is_disabled(hands: Callable[[s
     person.go_to("method")
     person.press("ArrowUp")
     person.page.wait_for_function(f"!document.querySelectorAll('{TTT} select')[1].disabled")
-    person.press("Tab", "h")  # hybrid
-    person.press("Tab")
+    person.go_to("reward")
+    person.press("h")  # hybrid
+    person.go_to("steps")
     person.write("10000")
     person.go_to("Adapt")
     person.press("Space")
