@@ -316,7 +316,7 @@ class SideBySide(CancellingPanel):
         return {name: control.value for name, control in self.fields.items()} | {"document": self._source.value}
 
     def _show_stale(self) -> None:
-        """Dims what is shown while the fields name another document or other models."""
+        """Marks what is shown as stale while the fields name another document or other models."""
         self.notice.stale = self.pair is not None and self._wanted() != self._read
 
     def _submit(self, method: str, **arguments: Any) -> Future[Any]:

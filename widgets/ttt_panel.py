@@ -28,11 +28,11 @@ from widgets.memory_links import memory_of_ttt
 from widgets.memory_view import MemoryView
 from widgets.parts.controls import in_rows, method_boxes, show_kept, ttt_fields
 from widgets.parts.number_field import show_refusals
-from widgets.parts.page_about import fields_about
+from widgets.parts.page_about import field_values, fields_about
 from widgets.parts.rest_result import sentence
 from widgets.parts.text_tables import TextTables
 from widgets.parts.ttt_adapting import ORIGINAL, AdaptingPanel, Asked, Weights, how_adapted, weights_sentence
-from widgets.parts.ttt_prompt import BETWEEN, PromptFields, fields_with, refine_of
+from widgets.parts.ttt_prompt import BETWEEN, PromptFields, refine_of
 from widgets.token_map import TokenMap
 
 STEPS = 20
@@ -269,7 +269,8 @@ class TTTPanel(AdaptingPanel):
         `more`: tables below them, such as those over all prompts, and `conclusion`: a sentence about them.
         """
         said = " ".join([conclusion, *map(sentence, self.result.results)]).strip() or self.notice.status
-        about = fields_about(said, self.model, self.token_map.text, fields_with(self.fields, self.settings))
+        values = field_values(self.fields) | {**self.settings}
+        about = fields_about(said, self.model, self.token_map.text, self.fields, values=values)
         tables = TextTables.of(more)
         try:
             shown = [self.result, self.curves, self._beside, self.token_map, *([tables] if tables.tables else [])]

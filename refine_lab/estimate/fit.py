@@ -44,11 +44,8 @@ def shortage(config: TrainConfig, model: Any, workers: int, available: float) ->
             ).peak
         )
 
-    part, rows, length = (
-        config.activation_checkpointing,
-        min(config.micro_batch_size, share),
-        config.data.sequence_length,
-    )
+    part, rows = config.activation_checkpointing, min(config.micro_batch_size, share)
+    length = config.data.sequence_length
     try:
         needed = peak(part, rows, length)
     except ConfigError:

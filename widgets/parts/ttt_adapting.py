@@ -117,7 +117,7 @@ class AdaptingPanel(Panel):
         raise NotImplementedError
 
     def _show_stale(self) -> None:
-        """Dims what is shown while the fields differ from `settings`."""
+        """Marks what is shown as stale while the fields differ from `settings`."""
         raise NotImplementedError
 
     def _enable(self, *, running: bool) -> None:

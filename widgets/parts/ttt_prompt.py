@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,14 +130,6 @@ class PromptFields:
             return ()
         space = "" if "".join(self.texts)[-1:].isspace() else " "
         return answer_ids(self.exploration.tokenizer, space + references[0].strip())[:-1]
-
-
-def fields_with(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields by name, with the given values in place of those that were entered since, for a saved page."""
-    labels = {name: getattr(field, "description", "") or getattr(field, "label", "") for name, field in fields.items()}
-    return {**fields} | {
-        name: SimpleNamespace(description=labels[name], value=value) for name, value in settings.items()
-    }
 
 
 def refine_of(config: TTTConfig) -> RefineConfig | None:
