@@ -14,7 +14,7 @@ from refine_lab.explore.attribution import Cell, WriteAttribution
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.erasing import Prediction
 from refine_lab.explore.exploration import Document, Exploration
-from refine_lab.explore.futures import finished, then, together
+from refine_lab.explore.futures import ending, finished, then, together
 from refine_lab.explore.targets import Target
 from refine_lab.runs.environment import display_path
 from refine_lab.text import replace_surrogates
@@ -148,9 +148,7 @@ class MemoryView(ErasingPanel):
                     still = f": the view below still shows {model_words(before.model)}" if before.document else ""
                     field.error = f"This model is not read{still}."
 
-        asked = self.after(begin)
-        asked.add_done_callback(end)
-        return asked
+        return ending(self.after(begin), end)
 
     def follow(self, text: str, token_ids: np.ndarray) -> Future[Any]:
         """Shows the document of another panel, and explains the answer to it.

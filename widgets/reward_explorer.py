@@ -15,6 +15,7 @@ import pandas as pd
 from refine_lab.data.sample import sample_document
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
+from refine_lab.explore.futures import ending
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.reward_job import RewardJob
 from refine_lab.explore.saved import save_rollouts
@@ -261,9 +262,7 @@ class RewardExplorer(SettingsPanel):
         def ask() -> Future[DocumentReading | None] | None:
             return None if model is None or document is None else self.exploration.read_by(model)
 
-        asked = self.after(ask, show)
-        asked.add_done_callback(ended)
-        return asked
+        return ending(self.after(ask, show), ended)
 
     def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
         """Requests missing rollouts from these positions, and shows all rollouts that are wanted."""

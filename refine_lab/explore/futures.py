@@ -37,6 +37,24 @@ def then(function: Callable[..., Any], *futures: Future[Any]) -> Future[Any]:
     return following
 
 
+def ending(future: Future[Any], call: Callable[[Future[Any]], Any]) -> Future[Any]:
+    """Returns a future with the outcome of `future`, complete once `call(future)` has returned.
+
+    After `future.add_done_callback(call)`, in contrast, a thread that waits for `future` may go on before `call`.
+    """
+    following: Future[Any] = Future()
+
+    def done(_: Any) -> None:
+        try:
+            call(future)
+            following.set_result(future.result())
+        except Exception as error:  # the future raises it
+            following.set_exception(error)
+
+    future.add_done_callback(done)
+    return following
+
+
 def together(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
     """Returns the future of the results of futures, in order."""
     return then(lambda *results: [*results], *futures)

@@ -12,7 +12,7 @@ import numpy as np
 from refine_lab.explore.attribution import Cell, WriteAttribution
 from refine_lab.explore.erasing import Erasure
 from refine_lab.explore.exploration import Exploration
-from refine_lab.explore.futures import then
+from refine_lab.explore.futures import ending, then
 from refine_lab.explore.targets import Target
 from refine_lab.validation import path_of, require
 from widgets.parts.cancelling_panel import CancellingPanel
@@ -145,9 +145,7 @@ class ErasingPanel(CancellingPanel):
                 del self._erasing_now[button]
                 pressed.icon = ""
 
-        future = self.after(ask, finish)
-        future.add_done_callback(end)
-        return future
+        return ending(self.after(ask, finish), end)
 
     def undo(self) -> None:
         """Goes back to the erasure before the last one, or to none; while an erasure is pending, takes that one back.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from refine_lab.explore.adapted import MOST_KEPT, MeasuredPrompt
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
-from refine_lab.explore.futures import RequestCancelled
+from refine_lab.explore.futures import RequestCancelled, ending
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.statistics.rest_change import RestChange
 from refine_lab.ttt_config import TTTConfig
@@ -158,8 +158,7 @@ class AdaptingPanel(Panel):
             *(step for steps in each for step in steps),
             self._show_end,
         )
-        chain.add_done_callback(self._ended)
-        return chain
+        return ending(chain, self._ended)
 
     def _submit_before(self, method: str, **arguments: Any) -> Future[Any]:
         """Requests what precedes the first step, which a stop cancels."""
