@@ -175,10 +175,18 @@ class RunConfig(Config):
         "auto"
     )
     "`auto`, `cpu`, `cuda` or `cuda:N`."
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    "Processes on this machine that share the work, one a GPU; `torchrun` decides the number of those that it starts."
 
     def __post_init__(self) -> None:
         divisible = self.batch_size % self.mini_batch_size == 0
         self._require(divisible, "mini_batch_size", f"a divisor of batch_size {self.batch_size}")
+        self.require_shares(self.processes)
+
+    def require_shares(self, processes: int) -> None:
+        """Raises ConfigError unless so many processes can share the rows of each update equally."""
+        shared = f"a multiple of the number of processes, {processes}, which share the rows of each update equally"
+        self._require(self.mini_batch_size % processes == 0, "mini_batch_size", shared)
 
     def _require_batch(self, tokens: int) -> None:
         """Raises ConfigError for a batch of too many tokens, where each of its rows has `tokens`."""
@@ -265,8 +273,6 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     "What the backward pass recomputes to save memory: nothing, the feed-forward layers, or whole blocks."
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     "Number of CPU threads; 0 keeps torch's default."
-    processes: Annotated[int, Field(ge=1, le=1024)] = 1
-    "Processes on this machine that share each update, one a GPU; `torchrun` decides the number of those that it starts."
     sharding: Literal["none", "full"] = "none"
     "Whether each process stores all weights, gradients and moments, or (`full`, FSDP2) gathers weights when they are used."
     kind: Literal["train"] = "train"
@@ -279,7 +285,6 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
         self._require_batch(tokens)
         halves = self.refine is None or not self.gradient_noise or self.batch_size > 1
         self._require(halves, "batch_size", "at least 2 for gradient_noise, which compares two halves of a batch")
-        self.require_shares(self.processes)
         adamw = self.sharding == "none" or self.optimizer == "adamw"
         self._require(adamw, "sharding", "'none' for the optimizer Muon, which needs whole matrices")
         if self.refine is not None and self.refine.has_places:
@@ -296,9 +301,8 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
         self._require(alone, "nested", "true for a task with REFINE, since REFINE makes its updates on the prompts")
 
     def require_shares(self, processes: int) -> None:
-        """Raises ConfigError unless so many processes can share the rows of each update equally."""
-        shared = f"a multiple of the number of processes, {processes}, which share the rows of each update equally"
-        self._require(self.mini_batch_size % processes == 0, "mini_batch_size", shared)
+        """Overrides `RunConfig.require_shares`: a training that measures its gradient's noise has one process."""
+        super().require_shares(processes)
         alone = processes == 1 or not self.gradient_noise
         self._require(alone, "gradient_noise", f"false with {processes} processes: it is measured in one process only")
 

@@ -92,6 +92,16 @@ class TTTRunConfig(RunConfig):
             self._require(self.ttt.seed == self.seed, "ttt.seed", f"the run's, {self.seed}")
 
     @property
+    def drifts(self) -> bool:
+        """Returns whether the weights of a batch begin with what the batch before has left."""
+        return self.ttt is not None and self.reset == "never"
+
+    def require_shares(self, processes: int) -> None:
+        """Overrides `RunConfig.require_shares`: processes that share no update answer different prompts."""
+        if self.drifts:
+            super().require_shares(processes)
+
+    @property
     def dtype(self) -> str:
         """Returns the dtype used to read, adapt to and answer prompts; float32 without adaptation."""
         return "float32" if self.ttt is None else self.ttt.dtype

@@ -7,15 +7,18 @@ whole update, so that the gradient of the update is the sum of the workers' grad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+T = TypeVar("T")
 
 BUCKET = 2**25
 """Number of gradient elements that are summed over the workers in one exchange."""
@@ -68,6 +71,26 @@ class Workers:
         parts = [torch.empty_like(rows) for _ in range(self.count)]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Returns the values of all workers, in their order; JSON must be able to represent each of them."""
+        if self.count == 1:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = self.gather(torch.tensor([len(text)])).tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(text)] = text
+        rows = self.gather(padded).view(self.count, -1)
+        return [json.loads(row[:size].numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+    def map(self, function: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
+        """Returns the value of `function` for each item; each worker computes some of them, and all gather the results.
+
+        JSON must be able to represent a value. The function must not exchange anything, so that a worker whose items take
+        longer keeps no other waiting inside it; it must not use sharded weights.
+        """
+        found = self.gather_json([function(item) for item in items[self.rank :: self.count]])
+        return [found[i % self.count][i // self.count] for i in range(len(items))]
 
     def every(self, condition: Tensor) -> Tensor:
         """Returns whether a condition holds for every worker, on the device, without waiting for it."""

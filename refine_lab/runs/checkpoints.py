@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from refine_lab.runs.files import open_file, parquet_parts, read_json
 MANIFEST = "checkpoint.json"
 OPTIMIZER = "optimizer.safetensors"
 """File in a checkpoint that contains the optimizers' moments."""
+
+SEEN_SECONDS = 60.0
+"""Maximum time until a machine shows a file that another one has written to a network file system."""
 
 Facts = Mapping[str, Any]
 """Size and digest of a file: `bytes` and `digest`."""
@@ -134,6 +139,22 @@ def resume_point(run: Path) -> tuple[int, Path] | None:
             flush=True,
         )
     return found
+
+
+def wait_for_checkpoint(run: Path, step: int) -> Path:
+    """Returns the checkpoint of a step that another worker has chosen, once this worker's machine shows it.
+
+    Raises FileNotFoundError if it does not within `SEEN_SECONDS`.
+    """
+    deadline = time.monotonic() + SEEN_SECONDS
+    while (folder := dict(checkpoints(run)).get(step)) is None:
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(
+                f"the run continues from step {step}, but {platform.node()} finds no checkpoint of it in {run}: the machines "
+                "of all workers must share this folder"
+            )
+        time.sleep(0.2)
+    return folder
 
 
 def _free(path: Path) -> Path:

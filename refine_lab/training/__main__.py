@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if _launched_workers() > 1:
         if len(options.runs) > 1:
-            parser.error(f"several workers train one run at a time, got {len(options.runs)} run directories")
+            parser.error(f"several workers execute one run at a time, got {len(options.runs)} run directories")
         if int(os.environ["RANK"]) > 0:
             return _work(options.runs[0])
     try:
@@ -82,12 +82,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(path: str) -> int:
-    """Trains as a worker other than the first: it writes nothing, and its errors reach the first worker."""
+    """Executes a run as a worker other than the first: it writes nothing, and its errors reach the first worker."""
     try:
         (stop,) = child_setup(path, writes=False)
         run = Run(path)
-        if run.kind != "train":
-            raise ValueError(f"{path} is a run of test-time training, which is executed in one process")
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the first worker prints the same
         _executor(run)(run.path, stop, ())
     except Exception as error:
@@ -135,10 +133,10 @@ def _launched_workers() -> int:
 
 def _executor(run: Run) -> Callable[[Path, StopSignal, Collection[str]], None]:
     """Returns the function that trains or answers a run; torch is loaded only here, so that signals are handled meanwhile."""
-    if run.kind == "train" and (_launched_workers() > 1 or run.config.processes > 1):
-        from refine_lab.training.parallel import train_with_workers
+    if _launched_workers() > 1 or run.config.processes > 1:
+        from refine_lab.training.parallel import execute_with_workers
 
-        return train_with_workers
+        return execute_with_workers
     if run.kind == "train":
         from refine_lab.training.trainer import train
 

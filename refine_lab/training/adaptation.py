@@ -33,6 +33,7 @@ from refine_lab.ttt_config import TTTConfig as TTTConfig
 from refine_lab.ttt_config import matching
 from refine_lab.types import Batch, Rollouts
 from refine_lab.validation import require
+from refine_lab.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,9 +90,17 @@ class Adapter:
     """
 
     def __init__(
-        self, model: FastWeightLM, config: TTTConfig, *, mini_batch_size: int = 1, micro_batch_size: int = 1
+        self,
+        model: FastWeightLM,
+        config: TTTConfig,
+        *,
+        mini_batch_size: int = 1,
+        micro_batch_size: int = 1,
+        workers: Workers = ALONE,
     ) -> None:
-        """Raises ValueError if the model's weights are not float32 or float64, or if `parameters` matches no parameter."""
+        """The `workers` share the prompts of each update.
+
+        Raises ValueError if the model's weights are not float32 or float64, or if `parameters` matches no parameter."""
         wide = model.dtype in (torch.float32, torch.float64)
         require(
             wide,
@@ -99,6 +108,7 @@ class Adapter:
             model.dtype,
             "float32 or float64: in lower precision, small updates are lost to rounding",
         )
+        self.workers = workers
         self.model, self.config, self.trainable = model, config, trainable_parameters(model, config.parameters)
         shared = {item.name: getattr(config, item.name) for item in fields(OptimizationConfig)}
         self._update = UpdateConfig(**shared, mini_batch_size=mini_batch_size, micro_batch_size=micro_batch_size)
@@ -133,7 +143,8 @@ class Adapter:
         refine = self.config.refine and fit_to_length(self.config.refine, *host(batch.lengths).tolist())
         reward = REWARDS[refine.reward] if refine is not None and refine.rolls_out else None
         config = replace(self._update, refine=refine)
-        return TrainState(policy=self.model, optimizers=self.optimizers, config=config, reward=reward)
+        common = {"policy": self.model, "optimizers": self.optimizers, "workers": self.workers}
+        return TrainState(**common, config=config, reward=reward)
 
 
 def padded_batch(

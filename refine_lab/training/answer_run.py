@@ -20,13 +20,14 @@ from refine_lab.training.answering import run_prompts
 from refine_lab.training.inputs import inputs_of, refuse_changes
 from refine_lab.training.loading import load_prompts, require_finite
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.workers import ALONE, Workers
 
 _loaded: dict[str, Any] = {}
 """Model, tokenizer and task of the last run, which the next one may also use."""
 
 
-def answer_prompts(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
-    """Answers all prompts of a run, or until a stop is requested.
+def answer_prompts(path: Path, stop: StopSignal, overrides: Collection[str] = (), workers: Workers = ALONE) -> None:
+    """Answers all prompts of a run, or until a stop is requested. Each of several workers calls it.
 
     Raises ValueError if its prompts or its model have changed since it started, unless `overrides` accept that.
     """
@@ -38,11 +39,12 @@ def answer_prompts(path: Path, stop: StopSignal, overrides: Collection[str] = ()
     model, tokenizer, task = _loaded[key]
     require_finite(model, run.config.model)
     use_tf32(model.device)
-    now = inputs_of(run.config.model, task.test)
-    if accepted := refuse_changes(run, now, overrides):
-        accept(run, accepted)
-        write_json(run.path / "inputs.json", now)
-    answer_run(run, model, tokenizer, task, stop.requested)
+    with workers.first_alone():
+        now = inputs_of(run.config.model, task.test)
+        if accepted := refuse_changes(run, now, overrides):
+            accept(run, accepted)
+            write_json(run.path / "inputs.json", now)
+    answer_run(run, model, tokenizer, task, stop.requested, workers)
 
 
 def answer_run(
@@ -51,9 +53,12 @@ def answer_run(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     stop: Callable[[], object] = lambda: None,
+    workers: Workers = ALONE,
 ) -> None:
     """Answers a run's unanswered prompts until `stop` returns a true value, and prints the mean of each score."""
-    run_prompts(run, model, tokenizer, task.test, task.rule, lambda names, update: stop())
+    run_prompts(run, model, tokenizer, task.test, task.rule, lambda names, update: stop(), workers)
+    if not workers.first:
+        return
     answers = run.answers()
     scored = [score for score in SCORES if answers[score].notna().any()]
     means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)

@@ -4,6 +4,9 @@ If `reset` is "prompt", weights and optimizer moments are reset after each promp
 unanswered prompts. If it is "never", both persist from batch to batch, as in the paper's release, so that the weights
 drift over the test set: a checkpoint is written after each batch, and a resumed run starts from it. In both cases an
 interrupted run gives the same results as an uninterrupted one, and the model is finally restored bit for bit.
+
+Several workers answer different prompts at the same time, without an exchange. Where weights are not reset, they share the
+prompts of each update instead. The first worker writes what all have found.
 """
 
 from __future__ import annotations
@@ -28,16 +31,17 @@ from refine_lab.data.tasks.prompts import TextPrompt, encode, within_limit
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
-from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
+from refine_lab.runs.checkpoints import drop_checkpoints, resume_point, wait_for_checkpoint
 from refine_lab.runs.run import Run
 from refine_lab.runs.started import continues_after
-from refine_lab.runs.writer import RunProgress, RunWriter, write_status
+from refine_lab.runs.writer import NoWriter, RunProgress, RunWriter, write_status
 from refine_lab.text import refuse_surrogates
 from refine_lab.training import optim
 from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, padded_batch, preserve_weights, read_prompt
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
 from refine_lab.validation import MOST_CHARACTERS, require
+from refine_lab.workers import ALONE, Workers
 
 Report = Callable[[tuple[str, ...], Update | None], object]
 """Called after each step, and again once a batch is answered and its answers are stored.
@@ -134,17 +138,19 @@ def run_prompts(
     examples: Sequence[Example],
     rule: AnswerRule,
     report: Report = lambda names, update: None,
+    workers: Workers = ALONE,
 ) -> bool:
     """Answers the unanswered `examples` by `rule`; returns True if all are answered, False if `report` stopped it.
 
     The model must be as the run's configuration specifies; it is restored afterwards, even after an exception or an
-    interrupt. The caller must hold the run's lock (`runs.files.take_lock`). Files are written atomically: whatever ends
-    the process, calling this again resumes the run. Raises ValueError, before anything is written, for prompts that
-    cannot be used (`check_prompts`).
+    interrupt. Each of several workers calls this, and `report` stops all of them. The caller, with several the first of
+    them, must hold the run's lock (`runs.files.take_lock`). Files are written atomically: whatever ends the process, calling
+    this again resumes the run. Raises ValueError, before anything is written, for prompts that cannot be used
+    (`check_prompts`).
     """
     batches, _ = batches_of(examples, run.config.batch_size)
     check_prompts(model, run.config, examples)
-    return _Work(run, model, tokenizer, dict(enumerate(batches, start=1)), rule, report).execute()
+    return _Work(run, model, tokenizer, dict(enumerate(batches, start=1)), rule, report, workers).execute()
 
 
 @dataclass(eq=False)
@@ -157,9 +163,12 @@ class _Work:
     batches: dict[int, list[Example]]
     rule: AnswerRule
     report: Report
+    workers: Workers
     done: set[int] = field(default_factory=set)
     reason: object = None
-    writer: RunWriter = field(init=False)
+    lines: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    "Lines of updates that the first worker still has to write, by batch."
+    writer: RunWriter | NoWriter = field(init=False)
     progress: RunProgress = field(init=False)
 
     def execute(self) -> bool:
@@ -168,72 +177,103 @@ class _Work:
         If weights are reset, every batch is answered from the initial model; otherwise, with the weights and moments
         that the previous one left.
         """
-        ttt, self.done = self.run.config.ttt, self._answered()
-        first, folder, drifts = 0, None, ttt is not None and self.run.config.reset == "never"
-        if drifts:
-            first, folder = resume_point(self.run.path) or (0, None)
-            # the checkpoint's weights would not give a missing answer again
-            if not self.done.issuperset(range(1, first + 1)):
-                first, folder = 0, None
-            self.done = set(range(1, first + 1))
+        ttt, drifts = self.run.config.ttt, self.run.config.drifts
+        first, folder = self._starting_point()
         preserved = nullcontext if ttt is None else partial(preserve_weights, self.model, ttt.parameters)
         per_run, per_batch = (preserved, nullcontext) if drifts else (nullcontext, preserved)
-        if left := sorted(self.batches.keys() - self.done):
-            continues_after(self.run, left[0] - 1)
-            with RunWriter.open(self.run.path, first, done=self.done) as self.writer, per_run():
+        left, at_once = sorted(self.batches.keys() - self.done), 1 if drifts else self.workers.count
+        if left:
+            with self._open(first, left[0] - 1) as self.writer, per_run():
                 self.progress = RunProgress(self.writer, len(self.done))
                 self.progress.report(len(self.done))
                 adapter = self._adapter() if drifts else None
-                if adapter is not None:
-                    self.run.log.cut(first * self.run.config.batch_size)
-                    if folder is not None:
-                        _load(adapter, folder)
-                for number in left:
+                if adapter is not None and folder is not None:
+                    _load(adapter, folder)
+                for start in range(0, len(left), at_once):
                     with per_batch():
-                        rows = self._adapt_and_answer(number, adapter or self._adapter())
-                    if rows is None or self._write(number, rows, adapter):
+                        rows = self._answered_by_this_worker(left[start : start + at_once], adapter)
+                    if self._write(left[start : start + at_once], rows, adapter):
                         break
-        finished = len(self._answered()) == len(self.batches)
-        reason = self.reason if isinstance(self.reason, str) else "a stop was requested"
-        state, error = ("finished", None) if finished else ("stopped", reason)
-        write_status(self.run, state, error, len(self.batches) if finished else len(self.done))
+        finished = bool(self.workers.decide(len(self.done) == len(self.batches)))
+        if self.workers.first:
+            reason = self.reason if isinstance(self.reason, str) else "a stop was requested"
+            state, error = ("finished", None) if finished else ("stopped", reason)
+            write_status(self.run, state, error, len(self.done))
         return finished
 
-    def _answered(self) -> set[int]:
-        """Returns the numbers, from 1, of the batches whose prompts are all answered."""
-        names = self.run.log.done
-        return {number for number, batch in self.batches.items() if all(example.name in names for example in batch)}
+    def _starting_point(self) -> tuple[int, Path | None]:
+        """Finds the batches that are done; returns the one after which weights drift on, and its checkpoint, if any."""
+        first, folder = 0, None
+        if self.workers.first:
+            names = self.run.log.done
+            answered = (
+                number for number, batch in self.batches.items() if all(example.name in names for example in batch)
+            )
+            self.done = set(answered)
+            if self.run.config.drifts:
+                first, folder = resume_point(self.run.path) or (0, None)
+                # the checkpoint's weights would not give a missing answer again
+                if not self.done.issuperset(range(1, first + 1)):
+                    first, folder = 0, None
+                self.done = set(range(1, first + 1))
+        done, first, resumes = self.workers.gather_json([sorted(self.done), first, folder is not None])[0]
+        if not self.workers.first:
+            self.done = set(done)
+            folder = wait_for_checkpoint(self.run.path, first) if resumes else None
+        return first, folder
+
+    def _open(self, first: int, before: int) -> RunWriter | NoWriter:
+        """Opens the run directory, whose records then end at batch `first` if weights drift, or have the done ones."""
+        if not self.workers.first:
+            return NoWriter(self.run.path)
+        continues_after(self.run, before)
+        writer = RunWriter.open(self.run.path, first, done=self.done)
+        if self.run.config.drifts:
+            self.run.log.cut(first * self.run.config.batch_size)
+        return writer
 
     def _adapter(self) -> Adapter | None:
-        """Returns an adapter with a fresh optimizer, or None without adaptation."""
+        """Returns an adapter with a fresh optimizer, or None without adaptation; workers share its updates if weights drift."""
         if self.run.config.ttt is None:
             return None
         config = self.run.config
         sizes = {"mini_batch_size": config.mini_batch_size, "micro_batch_size": config.micro_batch_size}
-        return Adapter(self.model, config.ttt, **sizes)
+        return Adapter(self.model, config.ttt, **sizes, workers=self.workers if config.drifts else ALONE)
 
-    def _adapt_and_answer(self, number: int, adapter: Adapter | None) -> list[dict[str, Any]] | None:
-        """Returns the rows of a batch's answers, or None if `report` asked to stop.
+    def _answered_by_this_worker(self, numbers: list[int], adapter: Adapter | None) -> list[dict[str, Any]] | None:
+        """Returns this worker's rows of answers to batches, or None if `report` asked to stop.
+
+        The `adapter` is that of weights that drift. The workers then answer equal shares of one batch, and otherwise one
+        batch each.
+        """
+        if adapter is not None:
+            return self._adapt_and_answer(numbers[0], adapter, slice(*self.workers.share(self.run.config.batch_size)))
+        rank = self.workers.rank
+        return [] if rank >= len(numbers) else self._adapt_and_answer(numbers[rank], self._adapter(), slice(None))
+
+    def _adapt_and_answer(self, number: int, adapter: Adapter | None, mine: slice) -> list[dict[str, Any]] | None:
+        """Adapts to a batch and returns the rows of the answers to `mine` of its prompts, or None if `report` asked to stop.
 
         Losses and entropies are means over the prompt.
         """
-        config, examples = self.run.config, self.batches[number]
-        updates: list[Update] = []
+        config, batch = self.run.config, self.batches[number]
+        examples, updates = batch[mine], list[Update]()
         before = after = self._measured(examples)
         if adapter is not None:
-            ids = tuple(range((number - 1) * len(examples), number * len(examples)))
-            batch = padded_batch(self.model, [adapt_ids(example, config.adapt_on) for example in examples], ids)
-            for update in adapter.adapt(batch):
+            ids = tuple(range((number - 1) * len(batch), number * len(batch)))
+            rows = padded_batch(self.model, [adapt_ids(example, config.adapt_on) for example in batch], ids)
+            for update in adapter.adapt(rows):
                 updates.append(update)
-                self.writer.update(number, update_line(update, [example.name for example in examples]))
-                if self._reported(number, update):
+                self._add_line(number, update)
+                if adapter.workers.any(self._reported(number, update)):
                     return None
             after = self._measured(examples)
         began = time.monotonic()
         with autocast(self.model.device, config.dtype):
             texts = answer(self.model, self.tokenizer, examples, self.rule, config.micro_batch_size)
-        seconds = time.monotonic() - began + sum(update.seconds for update in updates)
-        common = {"method": config.method, "seed": config.seed, "seconds": seconds / len(examples)}
+        answering, adapting = time.monotonic() - began, sum(update.seconds for update in updates)
+        seconds = answering / len(examples) + adapting / len(batch)
+        common = {"method": config.method, "seed": config.seed, "seconds": seconds}
         refine = updates[-1].refine if updates else None
         adaptation = {
             "batch": number,
@@ -254,21 +294,40 @@ class _Work:
         with autocast(self.model.device, self.run.config.dtype):
             return [measured(self.model, example) for example in examples]
 
-    def _write(self, number: int, rows: list[dict[str, Any]], adapter: Adapter | None) -> bool:
-        """Writes a batch's answers, then the checkpoint of `adapter`, if any; returns whether `report` asks to stop."""
-        self.writer.flush()  # the lines of updates, which count once their batch is answered
-        self.run.log.write(rows)
-        if adapter is not None:
-            with self.writer.checkpoint(number) as folder:
-                _save(adapter, folder)
-            drop_checkpoints(self.run.path, newest=2)
-        self.done.add(number)
-        return self._reported(number)
+    def _add_line(self, number: int, update: Update) -> None:
+        """Writes the line of an update, or keeps it for the first worker."""
+        line = update_line(update, [example.name for example in self.batches[number]])
+        if isinstance(self.writer, RunWriter):
+            self.writer.update(number, line)
+        elif not self.run.config.drifts:  # else the first worker has made the same update
+            self.lines.append((number, line))
+
+    def _write(self, numbers: list[int], rows: list[dict[str, Any]] | None, adapter: Adapter | None) -> bool:
+        """Writes the answers of all workers, then the checkpoint of `adapter`, if any; returns whether to stop."""
+        everyone = self.workers.gather_json([rows, self.lines])
+        self.lines.clear()
+        found = [row for rows, _ in everyone for row in rows or ()]
+        answered = [number for number in numbers if any(row["batch"] == number for row in found)]
+        if isinstance(self.writer, RunWriter) and found:
+            for number, line in (line for _, lines in everyone for line in lines):
+                self.writer.update(number, line)
+            self.writer.flush()  # the lines of updates, which count once their batch is answered
+            for number in answered:
+                self.run.log.write([row for row in found if row["batch"] == number])
+            if adapter is not None:
+                with self.writer.checkpoint(numbers[0]) as folder:
+                    _save(adapter, folder)
+                drop_checkpoints(self.run.path, newest=2)
+        stops = [rows is None for rows, _ in everyone]
+        for number in answered:
+            self.done.add(number)
+            stops.append(self._reported(number))
+        return self.workers.any(any(stops))
 
     def _reported(self, number: int, update: Update | None = None) -> bool:
         """Reports progress on a batch; returns whether `report` asks to stop."""
         self.progress.report(len(self.done))
-        self.reason = self.report(tuple(example.name for example in self.batches[number]), update)
+        self.reason = self.report(tuple(example.name for example in self.batches[number]), update) or self.reason
         return bool(self.reason)
 
 

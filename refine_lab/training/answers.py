@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from refine_lab.data.tasks.scores import contains_answer, exact_match, f1
 from refine_lab.data.tokenizer import end_of_text
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.decoding import greedy_tokens
+from refine_lab.workers import ALONE, Workers
 
 
 @torch.no_grad()
@@ -24,18 +26,21 @@ def answer(
     examples: Sequence[Example],
     rule: AnswerRule,
     micro_batch_size: int = 8,
+    workers: Workers = ALONE,
 ) -> list[str]:
     """Returns the answer to each prompt, decoded greedily until the end of the text or as `rule` ends it.
 
     `rule` extracts the answer from the generated text. Prompts are read once, in groups of `micro_batch_size` with
-    similar lengths; other prompts in a group do not affect a result.
+    similar lengths, which the `workers` divide among themselves; other prompts in a group do not affect a result.
     """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
-    written: dict[int, str] = {}
-    for start in range(0, len(order), micro_batch_size):
-        rows = order[start : start + micro_batch_size]
-        texts = answers_to(policy, tokenizer, [examples[i].prompt_ids for i in rows], rule)
-        written |= dict(zip(rows, texts, strict=True))
+    groups = [order[start : start + micro_batch_size] for start in range(0, len(order), micro_batch_size)]
+
+    def texts_of(rows: list[int]) -> list[str]:
+        return answers_to(policy, tokenizer, [examples[i].prompt_ids for i in rows], rule)
+
+    texts = workers.map(texts_of, groups)
+    written = dict(zip(chain.from_iterable(groups), chain.from_iterable(texts), strict=True))
     return [written[i] for i in range(len(examples))]
 
 

@@ -32,6 +32,7 @@ from refine_lab.rng import Draws
 from refine_lab.training.answers import answer
 from refine_lab.training.posttraining import answer_stats
 from refine_lab.types import Batch
+from refine_lab.workers import ALONE, Workers
 
 EVALUATION_SEED = 20_260_216
 """Seed of every draw in an evaluation, whatever the training seed: the same for all runs and steps."""
@@ -43,18 +44,23 @@ MOST_KEY_LOSS = 300.0
 
 @torch.no_grad()
 def next_token(
-    policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4, key_tokens: Bool[Tensor, "B S"] | None = None
+    policy: FastWeightLM,
+    batch: Batch,
+    micro_batch_size: int = 4,
+    key_tokens: Bool[Tensor, "B S"] | None = None,
+    workers: Workers = ALONE,
 ) -> dict[str, float]:
     """Returns `ntp_loss` in nats per token, `ntp_accuracy` by argmax, and `sampled_accuracy`, the released code's metric.
 
     The release samples a token and compares it with the reference x; they agree with probability p(x), so a token
     counts as a match if one fixed uniform number for it is below p(x). If `key_tokens` (see `training.key_tokens`) marks
     any token, `key_loss` is the mean loss of those in nats, `long_ppl` = exp(`key_loss`) their perplexity (LongPPL; Fang
-    et al., 2024), and `key_tokens` their number.
+    et al., 2024), and `key_tokens` their number. The `workers` divide the micro-batches among themselves.
     """
-    draws, sums = Draws(seed=EVALUATION_SEED), torch.zeros(4, dtype=torch.float64)
-    for start, micro in split(batch, micro_batch_size):
-        micro = micro.to(policy.device)
+    draws = Draws(seed=EVALUATION_SEED)
+
+    def sums_of(part: tuple[int, Batch]) -> list[float]:
+        start, micro = part[0], part[1].to(policy.device)
         with hidden_states_only():
             stats = next_token_stats(policy, policy.read(micro.tokens, micro.lengths), micro, entropy=False)
         width = stats.logprobs.shape[1]
@@ -65,10 +71,13 @@ def next_token(
         if key_tokens is not None:
             key = key_tokens[start : start + len(real), :width].to(policy.device)
             columns.append(-stats.logprobs.double()[key].sum())
-        sums[: len(columns)] += torch.stack(columns).cpu()
-    loss, accuracy, sampled = (sums[:3] / batch.num_targets).tolist()
+        return torch.stack(columns).tolist()
+
+    parts = workers.map(sums_of, list(split(batch, micro_batch_size)))
+    totals = [sum(column) for column in zip(*parts, strict=True)]
+    loss, accuracy, sampled = (total / batch.num_targets for total in totals[:3])
     found = {"ntp_loss": loss, "ntp_accuracy": accuracy, "sampled_accuracy": sampled}
-    return found | key_measures(float(sums[3]), 0 if key_tokens is None else int(key_tokens.sum()))
+    return found | (key_measures(totals[3], int(key_tokens.sum())) if key_tokens is not None else {})
 
 
 def key_measures(loss: float, count: int) -> dict[str, float]:
@@ -86,20 +95,23 @@ def answer_measures(
     examples: Sequence[Example],
     rule: AnswerRule,
     micro_batch_size: int = 8,
+    workers: Workers = ALONE,
 ) -> dict[str, float]:
     """Returns teacher-forced `answer_loss` (nats per token) and `answer_accuracy`, and the mean scores of decoded answers.
 
-    The scores are `contains_answer` and `exact_match`.
+    The scores are `contains_answer` and `exact_match`. The `workers` divide the micro-batches among themselves.
     """
-    sums, tokens = torch.zeros(2, dtype=torch.float64), 0
-    for start in range(0, len(examples), micro_batch_size):
+
+    def sums_of(start: int) -> list[float]:
         rows = range(start, min(start + micro_batch_size, len(examples)))
-        batch = prompt_batch([examples[i] for i in rows], tuple(rows)).to(policy.device)
-        stats = answer_stats(policy, batch)
-        sums += torch.stack([-stats.logprobs.double().sum(), stats.is_top1.double().sum()]).cpu()
-        tokens += len(stats.logprobs)
-    loss, accuracy = (sums / tokens).tolist()
-    written = answer(policy, tokenizer, examples, rule, micro_batch_size)
+        stats = answer_stats(policy, prompt_batch([examples[i] for i in rows], tuple(rows)).to(policy.device))
+        sums = torch.stack([-stats.logprobs.double().sum(), stats.is_top1.double().sum()])
+        return [*sums.tolist(), len(stats.logprobs)]
+
+    parts = workers.map(sums_of, range(0, len(examples), micro_batch_size))
+    loss, top1, tokens = (sum(column) for column in zip(*parts, strict=True))
+    loss, accuracy = loss / tokens, top1 / tokens
+    written = answer(policy, tokenizer, examples, rule, micro_batch_size, workers)
     pairs = [(text, example.answers) for text, example in zip(written, examples, strict=True)]
     means = {
         score.__name__: fmean(score(*pair) for pair in pairs) for score in (scores.contains_answer, scores.exact_match)

@@ -1,4 +1,4 @@
-"""One training in several processes, the workers: how they find each other, and how each learns that another is lost.
+"""One run in several processes, the workers: how they find each other, and how each learns that another is lost.
 
 They are started by `torchrun` (or `accelerate launch`), one a GPU, or by the run's own process if its configuration has
 `processes` above 1. The first worker, of rank 0, is the process of the run: it holds the lock, and it alone writes the run
@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from refine_lab.config import TrainConfig
+from refine_lab.config import RunConfig
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.process import TRAINER, spawn
 from refine_lab.runs.run import Run
+from refine_lab.training.answer_run import answer_prompts
 from refine_lab.training.lost_workers import JOIN_SECONDS, Watch, leave_group
 from refine_lab.training.trainer import train
 from refine_lab.validation import require
@@ -38,10 +39,12 @@ END_SECONDS = 60.0
 """Maximum time for a worker to end after the first one has finished."""
 
 
-def train_with_workers(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
-    """Trains a run, as `train`, together with the other workers of its configuration or of its launcher."""
-    with joined(Run(path)) as workers:
-        train(path, stop, overrides, workers)
+def execute_with_workers(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
+    """Trains or answers a run together with the other workers of its configuration or of its launcher."""
+    run = Run(path)
+    execute = train if run.kind == "train" else answer_prompts
+    with joined(run) as workers:
+        execute(path, stop, overrides, workers)
 
 
 @contextmanager
@@ -77,7 +80,7 @@ def joined(run: Run) -> Iterator[Workers]:
         leave_group()
 
 
-def _check(config: TrainConfig, count: int, launched: bool) -> None:
+def _check(config: RunConfig, count: int, launched: bool) -> None:
     """Raises ConfigError for a configuration that `count` workers cannot share, each with a GPU of its own."""
     config.require_shares(count)
     require(":" not in config.device, "device", config.device, f"'auto', 'cpu' or 'cuda' for {count} workers")
@@ -105,7 +108,7 @@ def _start(run: Run, rank: int, count: int, port: int) -> subprocess.Popen[bytes
         return spawn([*TRAINER, str(run.path)], output, watched=True, environ=environ)
 
 
-def _join(config: TrainConfig, store: Any, workers: Workers) -> Workers:
+def _join(config: RunConfig, store: Any, workers: Workers) -> Workers:
     """Joins torch's default process group, in which tensors on the CPU are exchanged too."""
     cuda = torch.cuda.is_available() and config.device != "cpu"
     if cuda:

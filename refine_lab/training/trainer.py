@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -32,7 +31,7 @@ from refine_lab.models.loading import MANIFEST, manifest_of
 from refine_lab.models.sharding import full_state, shard
 from refine_lab.ops.precision import autocast, use_tf32
 from refine_lab.rng import Draws
-from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
+from refine_lab.runs.checkpoints import drop_checkpoints, resume_point, wait_for_checkpoint
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.started import check_beginning, continues_after, sources_of
@@ -49,15 +48,13 @@ from refine_lab.training.prefetch import prefetched
 from refine_lab.training.skipped import SkippedSteps
 from refine_lab.training.utilisation import Utilisation
 from refine_lab.types import Batch, PromptBatch, Rollouts
-from refine_lab.workers import ALONE, Workers
+from refine_lab.workers import ALONE, Workers, is_sharded
 
-SEEN_SECONDS = 60.0
-"""Maximum time until a machine shows a file that another one has written to a network file system."""
 PREFIX_TOKENS = 32
 """Number of prefix tokens stored with its rollouts."""
 
-Evaluate = Callable[[], dict[str, float]]
-"""Evaluates the current weights on held-out data; returns nothing if there is none."""
+Evaluate = Callable[[Workers], dict[str, float]]
+"""Evaluates the current weights on held-out data, which workers divide; returns nothing if there is none."""
 
 
 def train(path: Path, stop: StopSignal, overrides: Collection[str] = (), workers: Workers = ALONE) -> None:
@@ -177,23 +174,7 @@ def _starting_point(run: Run, workers: Workers) -> tuple[int, Path | None]:
     step = workers.decide(-1 if folder is None else done)
     if workers.first:
         return done, folder
-    return (0, None) if step < 0 else (step, _wait_for_checkpoint(run, step))
-
-
-def _wait_for_checkpoint(run: Run, step: int) -> Path:
-    """Returns the checkpoint that the first worker has chosen, once this worker's machine shows it.
-
-    Raises FileNotFoundError if it does not within `SEEN_SECONDS`.
-    """
-    deadline = time.monotonic() + SEEN_SECONDS
-    while (folder := dict(run.checkpoints()).get(step)) is None:
-        if time.monotonic() > deadline:
-            raise FileNotFoundError(
-                f"the training continues from step {step}, but {platform.node()} finds no checkpoint of it in {run.path}: "
-                "the machines of all workers must share this folder"
-            )
-        time.sleep(0.2)
-    return folder
+    return (0, None) if step < 0 else (step, wait_for_checkpoint(run.path, step))
 
 
 def _stop_reason(stop: StopSignal, workers: Workers) -> str | None:
@@ -256,7 +237,10 @@ def _text(
             return key_tokens(chooser, validation)
 
     keys = key_tokens_of(run, validation, choose)
-    measure = partial(next_token, policy, validation, key_tokens=keys)
+
+    def measure(workers: Workers) -> dict[str, float]:
+        return next_token(policy, validation, key_tokens=keys, workers=workers)
+
     return prefetched(data, policy.device), measure, history_of(config.model)
 
 
@@ -277,8 +261,10 @@ def _task(
     print(task.report, flush=True)
     settle(run, inputs_of(config.model, task.examples), overrides)
 
-    def measure() -> dict[str, float]:
-        return answer_measures(policy, tokenizer, task.validation, task.rule) if task.validation else {}
+    def measure(workers: Workers) -> dict[str, float]:
+        if not task.validation:
+            return {}
+        return answer_measures(policy, tokenizer, task.validation, task.rule, workers=workers)
 
     data = prefetched(TaskData(task.train, config.seed, config.refine), policy.device)
     return data, measure, after(history, run, task.examples, task.train)
@@ -291,8 +277,10 @@ def _evaluate(
     writer: RunWriter | NoWriter,
     step: int,
 ) -> None:
-    with train_state.autocast():
-        measures = measure()
+    with (
+        train_state.autocast()
+    ):  # workers that share the weights must use them equally often, so each measures everything
+        measures = measure(ALONE if is_sharded(train_state.policy) else train_state.workers)
     if measures := measures | noise(step):
         writer.evaluation(step, measures)
 

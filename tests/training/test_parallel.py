@@ -21,6 +21,7 @@ import torch.distributed as dist
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.method.custom import reward_source
 from refine_lab.method.step import split
+from refine_lab.runs import checkpoints
 from refine_lab.runs.process import follow, resume, start
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
@@ -249,7 +250,7 @@ def test_the_loss_of_a_worker_after_the_last_step_fails_nothing(tmp_path: Path) 
 def test_a_worker_waits_for_the_checkpoint_that_the_first_one_continues_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(trainer, "SEEN_SECONDS", 0.3)
+    monkeypatch.setattr(checkpoints, "SEEN_SECONDS", 0.3)
     monkeypatch.setattr(Workers, "decide", lambda self, value: 7)
     with RunWriter.create(TrainConfig(recipe="test", refine=None), tmp_path) as writer:
         with naming(FileNotFoundError, "step 7", str(writer.run.path), "share this folder"):

@@ -235,6 +235,7 @@ def test_after_adapting_the_change_of_each_effect_is_shown(worker: Worker) -> No
     panel = TTTPanel(text=TEXT, question="", held_out=0, worker=worker)
     panel.shown.result(SECONDS)
     view = panel.memory_view()
+    wait_for(lambda: view.attribution is not None)  # `shown` may be a request that the panel's next change has replaced
     view.shown.result(SECONDS)
     target, before = view.target, view.attribution
     assert before is not None
