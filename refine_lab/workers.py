@@ -8,9 +8,11 @@ whole update, so that the gradient of the update is the sum of the workers' grad
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,10 +20,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from refine_lab.validation import require
+
 T = TypeVar("T")
+stores: Any = dist
+"""The module of the stores, which it exports at run time only."""
 
 BUCKET = 2**25
 """Number of gradient elements that are summed over the workers in one exchange."""
+EXCHANGE = timedelta(hours=24)
+"""Time limit of one exchange: long, since the others wait while the first worker saves, or one has longer prompts."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,37 @@ class Workers:
 
 ALONE = Workers()
 """The only worker of a training in one process."""
+
+
+def join(store: Any, workers: Workers, device: str) -> None:
+    """Joins torch's default process group, in which tensors on the CPU are exchanged too, and selects this worker's GPU.
+
+    `device` is "cpu", or else the GPU of the worker's local rank is used where there is one.
+    """
+    cuda = torch.cuda.is_available() and device != "cpu"
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend, prefixed = "cpu:gloo,cuda:nccl" if cuda else "gloo", stores.PrefixStore("run", store)
+    dist.init_process_group(backend, store=prefixed, rank=workers.rank, world_size=workers.count, timeout=EXCHANGE)
+
+
+@contextmanager
+def launched(device: str) -> Iterator[Workers]:
+    """Yields the workers that `torchrun` has started, of which this process is one; without it, the only worker.
+
+    Raises ConfigError for a single GPU such as "cuda:1", which several workers cannot share.
+    """
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) == 1:
+        yield ALONE
+        return
+    require(":" not in device, "device", device, f"'auto', 'cpu' or 'cuda' for {count} workers")
+    workers = Workers(int(os.environ["RANK"]), count)
+    store, _, _ = next(iter(stores.rendezvous("env://")))
+    join(store, workers, device)
+    try:
+        yield workers
+    finally:
+        dist.destroy_process_group()
 
 
 def whole(tensor: Tensor) -> Tensor:

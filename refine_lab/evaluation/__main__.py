@@ -93,11 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(sentence, file=sys.stderr)
         return 2
     from refine_lab.evaluation.run import evaluate
+    from refine_lab.workers import launched
 
     chosen = vars(parser().parse_args(arguments))
     quiet()
     try:
-        result = evaluate(configuration_of(chosen), chosen["out"])
+        config = configuration_of(chosen)
+        with launched(config.device) as workers:
+            result = evaluate(config, chosen["out"], workers=workers)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -105,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = f"the results of finished tasks are in {chosen['out']}"
         print(f"Stopped. Run the same command again to continue; {found}.", file=sys.stderr)
         return 130
-    print(f"written to {chosen['out'] / 'results.json'}")
+    if workers.first:
+        print(f"written to {chosen['out'] / 'results.json'}")
     return 0 if all(unit["status"] == "done" for unit in result["units"]) else 1
 
 

@@ -36,16 +36,18 @@ def measure(lm: RefineLM, setting: Setting) -> Measured:
     """
     length = min(setting.length or MOST_TOKENS, MOST_TOKENS)
     sequences = book_sequences(replace(setting, limit=setting.limit or SEQUENCES), lm.encoder, length)
-    rows: list[dict[str, Any]] = []
     chooser = Chooser.of(lm, setting)
-    for number, ids in enumerate(sequences):
+
+    def row_of(number: int, _: object) -> dict[str, Any]:
+        ids = sequences[number]
         sequence = padded([np.array(ids)], (number,))
         chosen = chooser(lm, sequence) if number < DOCUMENTS else None
         with autocast(lm.device, lm.dtype):
             found = next_token(lm.policy, sequence, 1, chosen)
         key = {"key_loss": found.get("key_loss"), "key_tokens": found.get("key_tokens", 0)}
-        rows.append({"sample": number, "tokens": len(ids), **{name: found[name] for name in NAMES}, **key})
-        lm.on_batch(number + 1, len(sequences))
+        return {"sample": number, "tokens": len(ids), **{name: found[name] for name in NAMES}, **key}
+
+    rows = lm.divided(row_of, range(len(sequences)), lambda _: 1)
     weights = [row["tokens"] - 1 for row in rows]
     key_facts = {"key_tokens": sum(row["key_tokens"] for row in rows), "key_tokens_by": chooser.name}
     assert setting.books is not None  # `book_sequences` checks it

@@ -92,15 +92,17 @@ def measure(lm: RefineLM, setting: Setting) -> Measured:
     """
     length = setting.length or 1024
     batch = document_batch(setting, lm.encoder, length, DOCUMENTS)
-    chooser, rows = Chooser.of(lm, setting), []
-    for number in range(len(batch.lengths)):
+    chooser = Chooser.of(lm, setting)
+
+    def row_of(number: int, _: object) -> dict[str, Any]:
         row = batch.rows(number, number + 1)
         chosen = chooser(lm, row)
         with autocast(lm.device, lm.dtype):
             found = next_token(lm.policy, row, 1, chosen)
         key = {"key_loss": found.get("key_loss"), "key_tokens": found.get("key_tokens", 0)}
-        rows.append({"sample": number, "tokens": length, "ntp_loss": found["ntp_loss"], **key})
-        lm.on_batch(number + 1, len(batch.lengths))
+        return {"sample": number, "tokens": length, "ntp_loss": found["ntp_loss"], **key}
+
+    rows = lm.divided(row_of, range(len(batch.lengths)), lambda _: 1)
     metrics = key_metrics(rows)
     if not metrics:
         least = 2 * short_contexts(chooser.policy).window

@@ -6,7 +6,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,15 +23,20 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model
 from refine_lab.ops.precision import autocast, use_tf32
 from refine_lab.validation import ConfigError, require, unknown
+from refine_lab.workers import ALONE, Workers
 
 require_packages("lm_eval")
 TemplateLM: Any = harness("api.model").TemplateLM
+
+T = TypeVar("T", bound=Any)
 
 UNLIMITED = 2**31 - 1
 """The `max_length` of a model that reads prompts of any length."""
 ANSWER_TOKENS = 256
 """Maximum number of generated tokens for a task that sets none, as in the harness."""
 
+Batch = list[tuple[int, ...]]
+"""Prompts, as tokens, that are read together."""
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request of the harness: context and continuation as text, and the tokens of both."""
 
@@ -44,11 +50,13 @@ class RefineLM(TemplateLM):
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         over_limit: str = "cut_middle",
+        workers: Workers = ALONE,
         **settings: Any,
     ) -> None:
         """Loads the model named `pretrained` (see `load_model`), or uses a loaded one with its `tokenizer`.
 
-        `settings` are fields of `ReadingConfig`. If a prompt and its answer have more tokens than `max_length`, the
+        `settings` are fields of `ReadingConfig`. Each of several `workers` makes the same requests, and they divide the work
+        among themselves. If a prompt and its answer have more tokens than `max_length`, the
         middle of the prompt is cut out, or the prompt is rejected (`over_limit`).
 
         Raises ConfigError for settings that are unknown or not allowed, and what `load_model` raises.
@@ -73,7 +81,7 @@ class RefineLM(TemplateLM):
         self.dtype, self.batch_size = config.dtype, config.batch_size
         self.sampled, self.seed = config.sampled, config.seed
         self.ttt_per, self.ttt = config.ttt_per, ttt_settings(config)
-        self.counts: Counter[str] = Counter()
+        self.workers, self.counts = workers, Counter[str]()
         self.on_batch: Callable[[int, int], object] = lambda done, total: None
 
     @classmethod
@@ -156,17 +164,27 @@ class RefineLM(TemplateLM):
         owned: dict[tuple[int, ...], list[int]] = {}
         for number, (_, context, continuation) in enumerate(requests):
             owned.setdefault(tuple(self._within(context, len(continuation) - 1)), []).append(number)
-        found: dict[int, tuple[float, bool]] = {}
-        for contexts in self._batches(list(owned)):
-            with adapted_to(self.policy, contexts, self.ttt, self.counts), autocast(self.device, self.dtype):
+
+        def numbers_of(contexts: Batch) -> list[int]:
+            return [number for context in contexts for number in owned[context]]
+
+        def stats_of(contexts: Batch, counts: Counter[str]) -> list[tuple[float, bool]]:
+            owners = [owner for owner, context in enumerate(contexts) for _ in owned[context]]
+            asked, stats = list(zip(owners, numbers_of(contexts), strict=True)), list[tuple[float, bool]]()
+            with adapted_to(self.policy, contexts, self.ttt, counts), autocast(self.device, self.dtype):
                 read = read_prompts(self.policy, contexts)
-                asked = [(owner, i) for owner, context in enumerate(contexts) for i in owned[context]]
                 for start in range(0, len(asked), self.batch_size):
-                    part = asked[start : start + self.batch_size]
-                    owners, numbers = [owner for owner, _ in part], [number for _, number in part]
-                    stats = continuation_stats(self.policy, read, [requests[i][2] for i in numbers], owners)
-                    found |= dict(zip(numbers, stats, strict=True))
-            self.on_batch(len(found), len(requests))
+                    places, numbers = zip(*asked[start : start + self.batch_size], strict=True)
+                    stats += continuation_stats(self.policy, read, [requests[i][2] for i in numbers], list(places))
+            return stats
+
+        batches = list(self._batches(list(owned)))
+        results = self.divided(stats_of, batches, lambda contexts: len(numbers_of(contexts)))
+        found: dict[int, tuple[float, bool]] = {}
+        for contexts, stats in zip(batches, results, strict=True):
+            found |= {
+                number: (value, match) for number, (value, match) in zip(numbers_of(contexts), stats, strict=True)
+            }
         for number, (text, _, _) in enumerate(requests):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, found[number])
@@ -184,12 +202,14 @@ class RefineLM(TemplateLM):
         if self.max_length < UNLIMITED:
             found = [self._rolled(row[1:]) for row in rows]
         else:
-            sums: dict[tuple[int, ...], float] = {}
-            for batch in self._batches([tuple(row) for row in rows]):
+
+            def sums_of(batch: Batch, _: Counter[str]) -> list[float]:
                 with autocast(self.device, self.dtype):
-                    logprobs = text_logprobs(self.policy, batch)
-                sums |= {row: float(part.sum()) for row, part in zip(batch, logprobs, strict=True)}
-                self.on_batch(len(sums), len(rows))
+                    return [float(part.sum()) for part in text_logprobs(self.policy, batch)]
+
+            batches = list(self._batches([tuple(row) for row in rows]))
+            results = self.divided(sums_of, batches)
+            sums = dict(zip(chain.from_iterable(batches), chain.from_iterable(results), strict=True))
             found = [sums[tuple(row)] for row in rows]
         for request, value in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
@@ -211,19 +231,49 @@ class RefineLM(TemplateLM):
         kinds: dict[tuple[StopRule, float], list[int]] = {}
         for number, rule in enumerate(rules):
             kinds.setdefault(rule, []).append(number)
-        found: dict[int, str] = {}
-        for (rule, temperature), numbers in kinds.items():
-            for batch in self._batches([(*prompts[i], -1 - i) for i in numbers]):  # the end tells equal prompts apart
-                asked, order = [row[:-1] for row in batch], [-1 - row[-1] for row in batch]
-                choose = Sampler(self.seed, [keys[i] for i in order], temperature) if temperature else greedy
-                with adapted_to(self.policy, asked, self.ttt, self.counts), autocast(self.device, self.dtype):
-                    read = read_prompts(self.policy, asked)
-                    texts = generate(self.policy, self.tokenizer, read, rule, choose)
-                found |= dict(zip(order, texts, strict=True))
-                self.on_batch(len(found), len(requests))
+        batches = [
+            (kind, [-1 - row[-1] for row in batch])  # the numbers of its prompts, by which equal prompts differ
+            for kind, numbers in kinds.items()
+            for batch in self._batches([(*prompts[i], -1 - i) for i in numbers])
+        ]
+
+        def texts_of(part: tuple[tuple[StopRule, float], list[int]], counts: Counter[str]) -> list[str]:
+            (rule, temperature), numbers = part
+            asked = [tuple(prompts[i]) for i in numbers]
+            choose = Sampler(self.seed, [keys[i] for i in numbers], temperature) if temperature else greedy
+            with adapted_to(self.policy, asked, self.ttt, counts), autocast(self.device, self.dtype):
+                return generate(self.policy, self.tokenizer, read_prompts(self.policy, asked), rule, choose)
+
+        results = self.divided(texts_of, batches, lambda part: len(part[1]))
+        order = chain.from_iterable(numbers for _, numbers in batches)
+        found = dict(zip(order, chain.from_iterable(results), strict=True))
         for number, request in enumerate(requests):
             self.cache_hook.add_partial("generate_until", request.args, found[number])
         return [found[number] for number in range(len(requests))]
+
+    def divided(
+        self, function: Callable[[T, Counter[str]], Any], parts: Sequence[T], size: Callable[[T], int] = len
+    ) -> list[Any]:
+        """Returns the value of `function` for each part; the workers divide the parts (see `Workers.map`).
+
+        What the function counts in its second argument is added to `counts`. `on_batch` receives the number of requests that
+        are done, of which a part has `size`; with several workers, the others are assumed to be as far as this one.
+        """
+        total, done = sum(map(size, parts)), 0
+
+        def counted(part: T) -> tuple[Any, Counter[str]]:
+            nonlocal done
+            counts = Counter[str]()
+            value = function(part, counts)
+            done += size(part) * self.workers.count
+            self.on_batch(min(done, total), total)
+            return value, counts
+
+        values = []
+        for value, counts in self.workers.map(counted, parts):
+            self.counts.update(counts)
+            values.append(value)
+        return values
 
     # -- one request -------------------------------------------------------------------------------------------------
 

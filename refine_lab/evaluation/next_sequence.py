@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -53,17 +54,20 @@ def mean_metric(name: str, values: Sequence[float]) -> Metric:
 @torch.no_grad()
 def rollout_rows(lm: RefineLM, batch: Batch, k: int, draws: Draws) -> list[dict[str, Any]]:
     """Returns a row for each rollout of k tokens from fixed positions of each document, with its rewards."""
-    refine, rows = fixed_targets(CHUNKS, k), []
-    for start in range(0, len(batch.lengths), lm.batch_size):
+    refine = fixed_targets(CHUNKS, k)
+
+    def rows_of(start: int, _: object) -> list[dict[str, Any]]:
         micro = batch.rows(start, start + lm.batch_size).to(lm.device)
         flat = torch.zeros(micro.tokens.shape, device=lm.device)
         with autocast(lm.device, lm.dtype):
             trace = lm.policy.read(micro.tokens, micro.lengths)
             entropies = next_token_stats(lm.policy, trace, micro, entropy=True).entropies
             found, _ = roll_out(lm.policy, trace, flat, micro, refine, REWARDS["hybrid"], draws)
-        rows += _rows(found, entropies.gather(1, found.positions), micro, k)
-        lm.on_batch(min(start + lm.batch_size, len(batch.lengths)), len(batch.lengths))
-    return rows
+        return _rows(found, entropies.gather(1, found.positions), micro, k)
+
+    count = len(batch.lengths)
+    parts = lm.divided(rows_of, range(0, count, lm.batch_size), lambda start: min(lm.batch_size, count - start))
+    return [row for rows in parts for row in rows]
 
 
 def _rows(found: Rollouts, entropies: Float[Tensor, "B C"], micro: Batch, k: int) -> list[dict[str, Any]]:
@@ -138,7 +142,7 @@ def measure_recall(lm: RefineLM, setting: Setting) -> Measured:
     rows: list[dict[str, Any]] = [{"sample": i} for i in range(count)]
     for number, (kind, documents) in enumerate(asked.items(), start=1):
         with autocast(lm.device, lm.dtype):
-            shares = [fmean(right) for right in recalled(lm.policy, documents, lm.batch_size)]
+            shares = [fmean(right) for right in recalled(lm.policy, documents, lm.batch_size, lm.workers)]
         metrics[name] = mean_metric(name := f"exact_recall_{kind}", shares)
         for row, share in zip(rows, shares, strict=True):
             row[name] = share
@@ -160,14 +164,17 @@ def measure_unseen_rest(lm: RefineLM, setting: Setting) -> Measured:
         raise Missing("'unseen_rest' measures test-time training: set --ttt to sft or refine")
     length = setting.length or 1024
     batch = document_batch(setting, lm.encoder, length, DOCUMENTS)
-    held, rows = HeldOutRest(first=length // 2, stop=length), []
+    held = HeldOutRest(first=length // 2, stop=length)
     lm.counts.clear()
-    for number, tokens in enumerate(batch.tokens.tolist()):
+
+    def row_of(tokens: list[int], counts: Counter[str]) -> dict[str, float]:
         before = rest_loss(lm, tokens, held)
-        with adapted_to(lm.policy, [tokens[: held.first]], lm.ttt, lm.counts):
+        with adapted_to(lm.policy, [tokens[: held.first]], lm.ttt, counts):
             after = rest_loss(lm, tokens, held)
-        rows.append({"sample": number, "loss_before": before, "loss_after": after, "loss_change": after - before})
-        lm.on_batch(number + 1, len(batch.lengths))
+        return {"loss_before": before, "loss_after": after, "loss_change": after - before}
+
+    found = lm.divided(row_of, batch.tokens.tolist(), lambda _: 1)
+    rows = [{"sample": number, **row} for number, row in enumerate(found)]
     metrics = {name: mean_metric(name, [row[name] for row in rows]) for name in rows[0] if name != "sample"}
     facts = {**text_facts(setting), **{name: n for name, n in lm.counts.items() if n}}
     return Measured(metrics=metrics, count=len(rows), items=different(batch), facts=facts, rows=rows)

@@ -94,13 +94,16 @@ def require_same(out: Path, settings: Mapping[str, Any]) -> None:
             raise ConfigError(name, now.get(name), repr(before.get(name)), sentence)
 
 
-def write_results(out: Path, records: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes `results.json` and `results.parquet` of all records and returns the former's content."""
-    whole = {"format_version": FORMAT_VERSION, **about, "figures": figures(records), "units": list(records)}
-    replace_text(out / "results.json", as_json(whole))
-    table = [{**row, "answers": about["answers"]} for record in records for row in metric_rows(record)]
+def result_of(records: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of `results.json` for all records."""
+    return {"format_version": FORMAT_VERSION, **about, "figures": figures(records), "units": list(records)}
+
+
+def write_results(out: Path, result: Mapping[str, Any]) -> None:
+    """Writes `results.json` and `results.parquet`."""
+    replace_text(out / "results.json", as_json(result))
+    table = [{**row, "answers": result["answers"]} for record in result["units"] for row in metric_rows(record)]
     write_parquet(out / "results.parquet", pa.Table.from_pylist(table, schema=SCHEMA))
-    return whole
 
 
 SCHEMA = pa.schema(

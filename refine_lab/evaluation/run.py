@@ -20,6 +20,7 @@ from refine_lab.evaluation.results import (
     gap_record,
     read_unit,
     require_same,
+    result_of,
     unit_record,
     write_results,
     write_unit,
@@ -31,6 +32,7 @@ from refine_lab.runs.environment import environment
 from refine_lab.runs.run import Run
 from refine_lab.text import duration
 from refine_lab.training.inputs import model_digests
+from refine_lab.workers import ALONE, Workers
 
 REPORT_SECONDS = 10
 """Minimum number of seconds between two lines of progress within a task."""
@@ -41,12 +43,13 @@ Report = Callable[[str], object]
 """Receives each line of progress."""
 
 
-def evaluate(config: EvaluationConfig, out: Path, report: Report = print) -> dict[str, Any]:
+def evaluate(config: EvaluationConfig, out: Path, report: Report = print, workers: Workers = ALONE) -> dict[str, Any]:
     """Evaluates every task of `config` at every length and returns the content of `results.json` in the folder `out`.
 
     Tasks that an earlier call with the same settings has evaluated are not repeated. A task that cannot run is
     left empty with a message that says what is missing, and is tried again in the next call. If the model is a training run,
-    a result card is written to its folder (`refine_lab.runs.cards`).
+    a result card is written to its folder (`refine_lab.runs.cards`). Each of several `workers` calls this: they divide the
+    prompts of every task among themselves, and the first one writes and reports.
 
     Raises ConfigError for an unknown task and for a folder with results of different settings, OSError if the folder cannot
     be written, and what `load_model` raises; then nothing is written.
@@ -55,10 +58,13 @@ def evaluate(config: EvaluationConfig, out: Path, report: Report = print) -> dic
     checkpoint = locate(config.model.removeprefix("new:"))
     digests = model_digests(config.model)
     settings = {**settings_of(config), "model_files": digests}
-    require_same(out, settings)
-    done = {unit: record for unit in wanted if (record := read_unit(out, unit)) is not None}
-    lm = None if len(done) == len(wanted) else load(config, checkpoint)
-    begin(out, settings)
+    if workers.first:
+        require_same(out, settings)
+    (found, *_) = workers.gather_json([read_unit(out, unit) if workers.first else None for unit in wanted])
+    done = {unit: record for unit, record in zip(wanted, found, strict=True) if record is not None}
+    lm = None if len(done) == len(wanted) else load(config, checkpoint, workers)
+    if workers.first:
+        begin(out, settings)
     card = CardWriter(config, checkpoint, out, report)
     about = {
         "config": dataclasses.asdict(config),
@@ -67,14 +73,16 @@ def evaluate(config: EvaluationConfig, out: Path, report: Report = print) -> dic
         "versions": versions(),
         "environment": environment(config.device),
     }
-    clock = _Clock(len(wanted), report)
+    clock = _Clock(len(wanted), report if workers.first else lambda line: None)
     for number, unit in enumerate(wanted, start=1):
         if unit not in done:
             assert lm is not None
             done[unit] = measured(lm, unit, setting_of(config, lm, unit), out, clock)
-        clock.report_unit(number, unit, done[unit], wanted[number:], config)
-        result = write_results(out, [done[each] for each in wanted if each in done], about)
-        card.write(result)
+        result = result_of([done[each] for each in wanted if each in done], about)
+        if workers.first:
+            clock.report_unit(number, unit, done[unit], wanted[number:], config)
+            write_results(out, result)
+            card.write(result)
     return result
 
 
@@ -89,10 +97,10 @@ def settings_of(config: EvaluationConfig) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in others}
 
 
-def load(config: EvaluationConfig, checkpoint: Place) -> RefineLM:
+def load(config: EvaluationConfig, checkpoint: Place, workers: Workers = ALONE) -> RefineLM:
     """Loads the model of an evaluation; from a run that is still training, the checkpoint that was found at the start."""
     of_run = evaluated_run(checkpoint.folder) is not None and not config.model.startswith("new:")
-    return RefineLM(str(checkpoint.folder) if of_run else config.model, **config.reading)
+    return RefineLM(str(checkpoint.folder) if of_run else config.model, workers=workers, **config.reading)
 
 
 def setting_of(config: EvaluationConfig, lm: RefineLM, unit: Unit) -> Setting:
@@ -125,10 +133,12 @@ def measured(lm: RefineLM, unit: Unit, setting: Setting, out: Path, clock: _Cloc
         found = BENCHMARKS[unit.task].measure(lm, setting)
     except Missing as missing:
         record = gap_record(unit, str(missing))
-        write_unit(out, unit, record)
+        if lm.workers.first:
+            write_unit(out, unit, record)
         return record
     record = unit_record(unit, found, time.monotonic() - began)
-    write_unit(out, unit, record, found.rows)
+    if lm.workers.first:
+        write_unit(out, unit, record, found.rows)
     return record
 
 

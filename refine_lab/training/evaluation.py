@@ -106,7 +106,7 @@ def answer_measures(
         rows = range(start, min(start + micro_batch_size, len(examples)))
         stats = answer_stats(policy, prompt_batch([examples[i] for i in rows], tuple(rows)).to(policy.device))
         sums = torch.stack([-stats.logprobs.double().sum(), stats.is_top1.double().sum()])
-        return [*sums.tolist(), len(stats.logprobs)]
+        return [*sums.tolist(), float(len(stats.logprobs))]
 
     parts = workers.map(sums_of, range(0, len(examples), micro_batch_size))
     loss, top1, tokens = (sum(column) for column in zip(*parts, strict=True))
@@ -152,15 +152,21 @@ def exact_recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micr
 
 
 @torch.no_grad()
-def recalled(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16) -> list[list[bool]]:
-    """Returns for each document whether each of its questions is answered exactly, as in `exact_recall`."""
+def recalled(
+    policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16, workers: Workers = ALONE
+) -> list[list[bool]]:
+    """Returns for each document whether each of its questions is answered exactly, as in `exact_recall`.
+
+    The `workers` divide the micro-batches among themselves.
+    """
     asked = [(document.tokens[: q.prompt_end], q.answer_ids) for document in documents for q in document.questions]
-    right: list[bool] = []
-    for start in range(0, len(asked), micro_batch_size):
+
+    def right_of(start: int) -> list[bool]:
         prompts, answers = zip(*asked[start : start + micro_batch_size], strict=True)
         written = greedy(policy, prompts, max(map(len, answers)))
-        right += [row[: len(answer)] == list(answer) for row, answer in zip(written.tolist(), answers, strict=True)]
-    rest = iter(right)
+        return [row[: len(answer)] == list(answer) for row, answer in zip(written.tolist(), answers, strict=True)]
+
+    rest = chain.from_iterable(workers.map(right_of, range(0, len(asked), micro_batch_size)))
     return [[next(rest) for _ in document.questions] for document in documents]
 
 

@@ -27,14 +27,12 @@ from refine_lab.training.answer_run import answer_prompts
 from refine_lab.training.lost_workers import JOIN_SECONDS, Watch, leave_group
 from refine_lab.training.trainer import train
 from refine_lab.validation import require
-from refine_lab.workers import Workers
+from refine_lab.workers import Workers, join
 
 dist: Any = torch.distributed
 """Its stores are exported at run time only."""
 
 HERE = "127.0.0.1"
-EXCHANGE = timedelta(hours=24)
-"""Time limit of one exchange: long, since the others wait while the first worker saves. `Watch` finds a lost worker sooner."""
 END_SECONDS = 60.0
 """Maximum time for a worker to end after the first one has finished."""
 
@@ -69,8 +67,10 @@ def joined(run: Run) -> Iterator[Workers]:
             store = _local_store(count, timeout)
             for number in range(1, count):
                 children[number] = _start(run, number, count, store.port)
-        with Watch(run, store, Workers(rank, count), children):
-            yield _join(config, store, Workers(rank, count))
+        workers = Workers(rank, count)
+        with Watch(run, store, workers, children):
+            join(store, workers, config.device)
+            yield workers
         for child in children.values():
             with suppress(subprocess.TimeoutExpired):  # its work is done
                 child.wait(END_SECONDS)
@@ -106,14 +106,3 @@ def _start(run: Run, rank: int, count: int, port: int) -> subprocess.Popen[bytes
     with os.fdopen(os.dup(2), "wb") as output:
         environ = {name: str(value) for name, value in place.items()}
         return spawn([*TRAINER, str(run.path)], output, watched=True, environ=environ)
-
-
-def _join(config: RunConfig, store: Any, workers: Workers) -> Workers:
-    """Joins torch's default process group, in which tensors on the CPU are exchanged too."""
-    cuda = torch.cuda.is_available() and config.device != "cpu"
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    group = dist.PrefixStore("run", store)
-    dist.init_process_group(backend, store=group, rank=workers.rank, world_size=workers.count, timeout=EXCHANGE)
-    return workers

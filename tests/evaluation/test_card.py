@@ -93,9 +93,9 @@ def test_a_run_that_cannot_be_written_is_evaluated_without_a_card(run, config, t
 def test_an_evaluation_keeps_to_the_checkpoint_that_it_began_with(run, config, tmp_path, monkeypatch):
     names: list[str] = []
 
-    def load_after_another_step(config, checkpoint):
+    def load_after_another_step(*arguments):
         shutil.copytree(SHIPPED / "tiny-deltanet", run.path / "checkpoints" / "step-8")
-        lm = load(config, checkpoint)
+        lm = load(*arguments)
         names.append(Path(lm.name).name)
         return lm
 
