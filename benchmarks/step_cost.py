@@ -47,10 +47,16 @@ def memory_state(policy: FastWeightLM, rows: int) -> TrainState:
     return replace(state, config=replace(state.config, refine=refine))
 
 
-def expected_state(policy: FastWeightLM, rows: int, selection: Literal["memory", "copy"]) -> TrainState:
+def expected_state(
+    policy: FastWeightLM,
+    rows: int,
+    selection: Literal["memory", "copy"],
+    short_contexts: Literal["segments", "windows"] = "segments",
+) -> TrainState:
     """Returns the state of the expected exact match at positions by memory or by copies."""
     state = train_state(policy, "expected", rows, rows)
-    return replace(state, config=replace(state.config, refine=by_memory(state.config.refine, selection)))
+    refine = replace(by_memory(state.config.refine, selection), short_contexts=short_contexts)
+    return replace(state, config=replace(state.config, refine=refine))
 
 
 def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
@@ -69,16 +75,20 @@ def measure(policy: FastWeightLM, length: int, rows: int, repeats: int, *, paper
         "refine": lambda: train_step(refine, batch, Draws(seed=0, step=next(turn))),
         "refine_memory": lambda: train_step(memory, batch, Draws(seed=0, step=next(turn))),
     }
-    for selection in ("memory", "copy"):
-        state = expected_state(policy, rows, selection)
-        actions[f"expected_{selection}"] = lambda state=state: train_step(state, batch, Draws(seed=0, step=next(turn)))
+    states = {
+        "expected_memory": expected_state(policy, rows, "memory"),
+        "expected_memory_windows": expected_state(policy, rows, "memory", "windows"),
+        "expected_copy": expected_state(policy, rows, "copy"),
+    }
+    for name, state in states.items():
+        actions[name] = lambda state=state: train_step(state, batch, Draws(seed=0, step=next(turn)))
     if paper:
         actions["paper"] = lambda: paper_step(refine, batch, Draws(seed=0, step=next(turn)))
     times = interleaved(actions, repeats)
     for name, values in times.items():
-        print(f"{length:6d} tokens x {rows}  {name:16s}{spread(values)}")
+        print(f"{length:6d} tokens x {rows}  {name:24s}{spread(values)}")
     medians = {name: statistics.median(values) for name, values in times.items()}
-    names = ("refine", "refine_memory", "expected_memory", "expected_copy")
+    names = [name for name in actions if name not in ("sft", "paper")]
     ratios = {f"{name}_over_sft": medians[name] / medians["sft"] for name in names}
     if paper:
         ratios["paper_over_refine"] = medians["paper"] / medians["refine"]

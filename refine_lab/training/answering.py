@@ -187,6 +187,8 @@ class _Work:
                 self.progress = RunProgress(self.writer, len(self.done))
                 self.progress.report(len(self.done))
                 adapter = self._adapter() if drifts else None
+                if adapter is not None and self.workers.first:
+                    self.run.log.cut(first * self.run.config.batch_size)
                 if adapter is not None and folder is not None:
                     _load(adapter, folder)
                 for start in range(0, len(left), at_once):
@@ -227,10 +229,7 @@ class _Work:
         if not self.workers.first:
             return NoWriter(self.run.path)
         continues_after(self.run, before)
-        writer = RunWriter.open(self.run.path, first, done=self.done)
-        if self.run.config.drifts:
-            self.run.log.cut(first * self.run.config.batch_size)
-        return writer
+        return RunWriter.open(self.run.path, first, done=self.done)
 
     def _adapter(self) -> Adapter | None:
         """Returns an adapter with a fresh optimizer, or None without adaptation; workers share its updates if weights drift."""
