@@ -63,6 +63,17 @@ class Hands(Notebook):
                 return
         raise AssertionError(f"no {name} among {passed}")
 
+    def choose(self, key: str, option: str) -> None:
+        """Presses a key on a list until the list shows an option, as a person who looks at it."""
+        shown = []
+        for _ in range(5):
+            self.press(key)
+            shown.append(self.page.evaluate("document.activeElement.selectedOptions?.[0].text"))
+            if shown[-1] == option:
+                return
+            self.page.wait_for_timeout(200)
+        raise AssertionError(f"no {option} among {shown}")
+
     def told(self, words: str, kind: str = "status") -> str:
         """The status, or the error, once it holds the words (a regular expression)."""
         found = self.page.locator(f"{self.panel} .notice .{kind}").filter(has_text=re.compile(words))
@@ -224,7 +235,8 @@ def test_stop_and_reset_are_next_to_a_button_that_is_disabled(hands: Callable[[s
     person.press("ArrowUp")
     person.page.wait_for_function(f"!document.querySelectorAll('{TTT} select')[1].disabled")
     person.go_to("reward")
-    person.press("h")  # hybrid
+    person.choose("h", "hybrid")
+    person.page.wait_for_function(f"async () => (await ({PYTHON})('panel.config.refine.reward')) === \"'hybrid'\"")
     person.go_to("steps")
     person.write("10000")
     person.go_to("Adapt")
