@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,25 +55,14 @@ class Hands(Notebook):
         self.page.keyboard.type(text)
 
     def go_to(self, name: str, key: str = "Tab") -> None:
-        """By Tab, or back by Shift+Tab, to what has this name."""
-        passed = []
+        """By Tab, or back by Shift+Tab, to what has this name in the panel, and not in the other one."""
+        passed, here = [], f"document.activeElement.closest({self.panel!r}) !== null"
         for _ in range(80):
             self.press(key)
             passed.append(self.page.evaluate(FOCUSED))
-            if re.fullmatch(name, passed[-1]):
+            if re.fullmatch(name, passed[-1]) and self.page.evaluate(here):
                 return
         raise AssertionError(f"no {name} among {passed}")
-
-    def choose(self, key: str, option: str) -> None:
-        """Presses a key on a list until the list shows an option, as a person who looks at it."""
-        shown = []
-        for _ in range(5):
-            self.press(key)
-            shown.append(self.page.evaluate("document.activeElement.selectedOptions?.[0].text"))
-            if shown[-1] == option:
-                return
-            self.page.wait_for_timeout(200)
-        raise AssertionError(f"no {option} among {shown}")
 
     def told(self, words: str, kind: str = "status") -> str:
         """The status, or the error, once it holds the words (a regular expression)."""
@@ -82,6 +72,13 @@ class Hands(Notebook):
 
     def in_python(self, expression: str) -> str:
         return self.page.evaluate(PYTHON, expression)
+
+    def wait_for_python(self, expression: str) -> None:
+        """Waits until an expression is true in Python, which has not yet received all that the page has sent."""
+        deadline = time.monotonic() + 60
+        while self.in_python(f"bool({expression})") != "True":
+            assert time.monotonic() < deadline, expression
+            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +181,7 @@ def test_the_held_out_rest_by_the_slider(hands: Callable[[str], Hands]) -> None:
     share = int(slider.input_value())
     assert 30 < share < 50
     known = f"Held-out remainder {share} %"
-    person.page.wait_for_function(f"async () => (await ({PYTHON})('panel.fields[\"held_out\"]')).includes('{known}')")
+    person.wait_for_python(f"{known!r} in repr(panel.fields['held_out'])")
     person.go_to("steps")
     person.write("3")
     person.go_to("Adapt")
@@ -233,10 +230,11 @@ def test_stop_and_reset_are_next_to_a_button_that_is_disabled(hands: Callable[[s
     person = hands(TTT)
     person.go_to("method")
     person.press("ArrowUp")
-    person.page.wait_for_function(f"!document.querySelectorAll('{TTT} select')[1].disabled")
+    rewards = person.page.locator(TTT).get_by_label("reward", exact=True)
+    person.page.wait_for_function("list => !list.disabled", arg=rewards.element_handle())
     person.go_to("reward")
-    person.choose("h", "hybrid")
-    person.page.wait_for_function(f"async () => (await ({PYTHON})('panel.config.refine.reward')) === \"'hybrid'\"")
+    person.press("h")  # hybrid
+    person.wait_for_python("panel.config.refine.reward == 'hybrid'")
     person.go_to("steps")
     person.write("10000")
     person.go_to("Adapt")
