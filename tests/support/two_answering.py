@@ -8,8 +8,6 @@ and the largest difference of their numbers.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.distributed as dist
 
 from refine_lab.runs.files import take_lock
 from refine_lab.runs.run import Run
@@ -30,6 +27,7 @@ from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.workers import ALONE, Workers
 from tests.factories.step import make_batch
 from tests.factories.ttt_runs import RULE, TTT, config_of, examples, made, model
+from tests.support.two_workers import forked
 
 CASES: dict[str, TTTRunConfig] = {
     "prompt": config_of(),
@@ -148,22 +146,10 @@ def broken(folder: Path, workers: Workers) -> dict[str, Any]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rank = 0 if os.fork() else 1
-    store = dist.TCPStore("127.0.0.1", port, 2, rank == 0)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    workers = Workers(rank, 2)
     cases: tuple[Callable[[Path, Workers], dict[str, Any]], ...] = (compared, resumed, evaluated, broken)
-    found = {case.__name__: case(folder, workers) for case in cases}
-    dist.barrier()
-    dist.destroy_process_group()
-    if rank == 0:
-        print(json.dumps(found))
-        os.wait()
+    with forked() as workers:
+        found = {case.__name__: case(Path(sys.argv[1]), workers) for case in cases}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

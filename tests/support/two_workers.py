@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,7 +209,9 @@ def cases(workers: Workers, which: str) -> dict[str, Any]:
     return {"compared": compared(workers, [(model, method) for model in MODELS for method in METHODS])}
 
 
-def main() -> None:
+@contextmanager
+def forked() -> Iterator[Workers]:
+    """Forks this process into two workers, of which only the first one goes on after the block."""
     torch.set_num_threads(1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -217,14 +219,19 @@ def main() -> None:
     rank = 0 if os.fork() else 1
     store = dist.TCPStore("127.0.0.1", port, 2, rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    workers = Workers(rank, 2)
-    which = sys.argv[1]
-    found = cases(workers, which) if which in ("some", "all") else resumed(Path(which), workers)
+    yield Workers(rank, 2)
     dist.barrier()
     dist.destroy_process_group()
-    if rank == 0:
-        print(json.dumps(found))
-        os.wait()
+    if rank == 1:
+        os._exit(0)
+    os.wait()
+
+
+def main() -> None:
+    which = sys.argv[1]
+    with forked() as workers:
+        found = cases(workers, which) if which in ("some", "all") else resumed(Path(which), workers)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
