@@ -373,6 +373,22 @@ def test_characters_of_several_tokens_are_whole_where_they_are_completed() -> No
     assert "中|…|…|文" in repr(inspector) and "i|…|…|文" in repr(inspector)
 
 
+def test_characters_are_joined_as_in_the_text_of_the_whole_row() -> None:
+    _, tokenizer = load_model("tiny-deltanet")
+    string = token_decoder(tokenizer)
+    alphabet = tokenizer("中文🙂é hi", add_special_tokens=False)["input_ids"]
+    draw = np.random.default_rng(0)
+    rolled, target, before = (draw.choice(alphabet, (200, 6)) for _ in range(3))
+    frame = rows(*rolled).assign(target_ids=[*target], prefix_ids=[*before], position=np.arange(200))
+    table = rollout_columns(frame, string)
+    for row in range(200):
+        prefix = before[row].tolist()
+        expected = texts_of(string, [*prefix, *rolled[row].tolist()])[6:]
+        assert [table.strings[index] for index in table.tokens[row]] == expected
+        assert [table.strings[index] for index in table.targets[row]] == texts_of(string, [*prefix, *target[row]])[6:]
+        assert [table.strings[index] for index in table.prefixes[row]] == texts_of(string, prefix)
+
+
 def test_what_no_message_can_carry_is_spelled_out() -> None:
     table = rollout_columns(rows([0, 1]), lambda ids: ["\ud800", "", "c", "d", "e"][ids[0]])
     assert table.strings[1:3] == ["\\ud800", "<1>"]

@@ -270,19 +270,23 @@ def _with_whole_characters(
     table, only the first `MOST_JOINED` such rows are changed.
     """
     partial = np.array([False, *(part_of(decode, int(token)) is not None for token in ids[1:])])
+    texts: dict[tuple[int, ...], list[str]] = {}  # of a run of such tokens, which nothing around it changes
     added: dict[tuple[int, str], int] = {}
     for table, before in tables if partial.any() else []:
-        for row in np.flatnonzero(partial[table].any(1))[:MOST_JOINED]:
-            begun = before[row][_last_whole(partial[before[row]]) :]
-            places = np.flatnonzero(table[row])
-            texts = texts_of(decode, ids[np.concatenate([begun, table[row, places]])].tolist())[len(begun) :]
-            for place, text in zip(places.tolist(), texts, strict=True):
-                if partial[index := int(table[row, place])]:
-                    table[row, place] = added.setdefault((index, text), len(ids) + len(added))
+        rows, width = np.flatnonzero(partial[table].any(1))[:MOST_JOINED], before.shape[1]
+        joined = np.hstack([before[rows], table[rows]])
+        for row, begin, end in _runs(partial[joined]):
+            run = tuple(joined[row, begin:end].tolist())
+            if run not in texts:
+                texts[run] = texts_of(decode, ids[[*run]].tolist())
+            for place in range(max(begin, width), end):
+                index, text = run[place - begin], texts[run][place - begin]
+                table[rows[row], place - width] = added.setdefault((index, text), len(ids) + len(added))
     return [*added]
 
 
-def _last_whole(partial: np.ndarray) -> int:
-    """Returns how many tokens precede the last run of tokens with parts of characters."""
-    whole = np.flatnonzero(~partial)
-    return int(whole[-1]) + 1 if whole.size else 0
+def _runs(marked: np.ndarray) -> list[tuple[int, int, int]]:
+    """Returns the row, begin and end of each run of marked places in a table."""
+    edges = np.diff(np.pad(marked, ((0, 0), (1, 1))).astype(np.int8))
+    (rows, begins), ends = np.nonzero(edges == 1), np.nonzero(edges == -1)[1]
+    return [*zip(rows.tolist(), begins.tolist(), ends.tolist(), strict=True)]
