@@ -1,4 +1,4 @@
-"""A run of six batches that trains within a second, and the comparison of its results with another's."""
+"""A run of six batches that trains within a second, runs that answer prompts, and comparisons of two runs' results."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from refine_lab.config import DataConfig, RefineConfig, TrainConfig
+from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
+from refine_lab.training.adaptation import TTTConfig
 from refine_lab.training.trainer import train
+from refine_lab.ttt_config import TTTRunConfig
 from tests.support.paths import TEXT
 
 CLOCKS = ["time", "seconds", "tokens_per_second"]
@@ -40,6 +42,16 @@ def tiny_config(model: Path, **changes: object) -> TrainConfig:
     config = TrainConfig(
         recipe="tiny", model=str(model), refine=refine, data=data, **sizes, lr=1e-3, device="cpu", threads=1
     )
+    return replace(config, **changes)
+
+
+def answering_config(model: Path, **changes: object) -> TTTRunConfig:
+    """Returns the configuration of a run that adapts to three prompts and answers them."""
+    data = DataConfig(sources={str(TEXT): 1.0})
+    task = TaskConfig(source="recall:word-1", prompt_tokens=100, train=0, test=3)
+    refine = RefineConfig(num_chunks=2, rollout_length=2, margin=4, reward="binary", nsp_coef=0.4)
+    ttt = TTTConfig(refine=refine, lr=1e-3)
+    config = TTTRunConfig(recipe="tiny", model=str(model), data=data, task=task, ttt=ttt, device="cpu")
     return replace(config, **changes)
 
 
@@ -82,6 +94,14 @@ def assert_same(ours: Run, theirs: Run) -> None:
         a, b = load_file(last / name), load_file(other / name)
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+def assert_same_answers(ours: Run, theirs: Run) -> None:
+    """Both have finished with the same answers and the same lines of updates, bit for bit."""
+    assert (ours.status.state, ours.status.step) == ("finished", theirs.status.step)
+    for of in (Run.answers, Run.updates):
+        a, b = (of(run).drop(columns=CLOCKS, errors="ignore") for run in (ours, theirs))
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
 def flip_bit(path: Path, bit: int) -> None:

@@ -7,26 +7,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from refine_lab.config import DataConfig, RefineConfig, TaskConfig
 from refine_lab.experiments.runs import ttt_runs
 from refine_lab.runs.queue import run_in_turn
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
-from refine_lab.training.adaptation import TTTConfig
 from refine_lab.training.loading import load_prompts
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.workers import Workers
-from tests.factories.durable_runs import STEPS, tiny_config, tiny_model
-from tests.support.paths import ROOT, TEXT
+from tests.factories.durable_runs import STEPS, answering_config, assert_same_answers, tiny_config, tiny_model
+from tests.support.paths import ROOT
 from tests.support.refusals import refused
 
-TIMES = ["seconds", "time", "tokens_per_second"]
 pytestmark = pytest.mark.process
 
 
@@ -78,33 +75,24 @@ def test_workers_divide_an_evaluation(found: dict[str, Any]) -> None:
     assert case["measures"].keys() >= {"ntp_loss", "key_loss", "key_tokens", "answer_loss", "contains_answer"}
 
 
-def ttt_config(home: Path, **changes: Any) -> TTTRunConfig:
-    data = DataConfig(sources={str(TEXT): 1.0})
-    task = TaskConfig(source="recall:word-1", prompt_tokens=100, train=0, test=3)
-    refine = RefineConfig(num_chunks=2, rollout_length=2, margin=4, reward="binary", nsp_coef=0.4)
-    ttt = TTTConfig(refine=refine, lr=1e-3)
-    base = dict(recipe="tiny", model=str(home / "model"), data=data, task=task, ttt=ttt, device="cpu")
-    return TTTRunConfig(**{**base, **changes})
-
-
-def answers(run: Run) -> pd.DataFrame:
-    return run.answers().drop(columns=TIMES, errors="ignore")
-
-
 def made(configs: list[TTTRunConfig], folder: Path) -> list[Run]:
     policy, _, task = load_prompts(configs[-1])
     return ttt_runs(configs, policy, task.test, folder)
 
 
 def test_the_processes_of_a_configuration_answer_its_prompts(home: Path, tmp_path: Path) -> None:
-    configs = [ttt_config(home), ttt_config(home, processes=2), ttt_config(home, processes=2, ttt=None)]
+    model = home / "model"
+    configs = [
+        answering_config(model),
+        answering_config(model, processes=2),
+        answering_config(model, processes=2, ttt=None),
+    ]
     runs = made(configs, tmp_path)
     run_in_turn(runs, detach=False, log=lambda line: None)  # one after the other, by one process and its workers
     alone, both, unchanged = runs
     assert [run.status.state for run in runs] == ["finished"] * 3
-    assert len(answers(alone)) == 3 and len(alone.updates()) == 6 and len(answers(unchanged)) == 3
-    pd.testing.assert_frame_equal(answers(both), answers(alone), check_exact=True)
-    assert both.updates()["names"].tolist() == alone.updates()["names"].tolist()
+    assert len(alone.answers()) == 3 and len(alone.updates()) == 6 and len(unchanged.answers()) == 3
+    assert_same_answers(both, alone)
 
 
 def launched(run: Run) -> subprocess.CompletedProcess[str]:
@@ -124,20 +112,20 @@ def test_torchrun_trains_and_answers(home: Path, tmp_path: Path) -> None:
     assert trained.status.state == "finished" and len(trained.metrics()) == STEPS
     assert [step for step, _ in trained.checkpoints()][-1] == STEPS
 
-    config = ttt_config(home, model=str(trained.path), reset="never", batch_size=2, mini_batch_size=2)
+    config = answering_config(trained.path, reset="never", batch_size=2, mini_batch_size=2)
     (answered,) = made([config], tmp_path)
     done = launched(answered)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert answered.status.state == "finished" and len(answers(answered)) == 2
+    assert answered.status.state == "finished" and len(answered.answers()) == 2
 
 
 def test_processes_must_divide_an_update_that_they_share(home: Path) -> None:
-    ttt_config(home, processes=3)
+    config = answering_config(home / "model", processes=3)
     shared = dict(reset="never", batch_size=4, mini_batch_size=4)
     with refused("TTTRunConfig.mini_batch_size", 4):
-        ttt_config(home, **shared, processes=3)
-    ttt_config(home, **shared, processes=2)
-    ttt_config(home, **shared, processes=3, ttt=None)
+        replace(config, **shared)
+    replace(config, **shared, processes=2)
+    replace(config, **shared, ttt=None)
 
 
 def test_values_of_a_single_worker_are_gathered_as_they_are() -> None:

@@ -116,9 +116,9 @@ def test_a_run_continues_with_another_number_of_workers(home: Path, tmp_path: Pa
         )
 
 
-def assert_ends_and_resumes(home: Path, folder: Path, seed: int, times: int) -> None:
+def assert_ends_and_resumes(home: Path, folder: Path, seed: int, times: int, kind: str = "train") -> None:
     (folder / "model").symlink_to(home / "model")
-    found = program("killed_workers", folder, seed, times, seconds=120 + 90 * times)
+    found = program("killed_workers", folder, seed, times, kind, seconds=120 + 90 * times)
     assert len(found) == times
     for each in found:
         assert each["seconds"] < 60 and each["codes"][0] == -9 and each["codes"][1] > 0, each
@@ -133,6 +133,15 @@ def assert_ends_and_resumes(home: Path, folder: Path, seed: int, times: int) -> 
 @pytest.mark.slow
 def test_a_run_that_loses_a_worker_ends_and_resumes(home: Path, tmp_path: Path) -> None:
     assert_ends_and_resumes(home, tmp_path, seed=5, times=1)  # killed within its first second
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("reset, seed", [("prompt", 5), ("never", 3)])
+def test_a_run_that_loses_a_worker_while_it_answers_ends_and_resumes(
+    home: Path, tmp_path: Path, reset: str, seed: int
+) -> None:
+    assert_ends_and_resumes(home, tmp_path, seed=seed, times=1, kind=reset)
 
 
 @pytest.mark.long
