@@ -45,8 +45,8 @@ NOVELS = ROOT.parent / "shared" / "data" / "english_novels"
 """Text without planted facts; experiment 4 needs this folder."""
 GROUP = 4
 """Runs of each process between two looks at the clock."""
-MARGIN = {"exact_recall": 0.03, "ntp_loss": 0.005, "key_loss": 0.02}
-"""Margins of equivalence, chosen before any run: a fraction of recall, and nats per token."""
+MARGIN = {"exact_recall": 0.03, "ntp_loss": 0.005, "key_loss": 0.02, "answers": 0.03, "rest_change": 0.005}
+"""Margins of equivalence, chosen before any run: a fraction of recall or of right answers, and nats per token."""
 
 
 R = TypeVar("R", bound=Row)
@@ -321,17 +321,26 @@ def contrasts_of(
         scores = scores.assign(item=scores["item"].map(dict(enumerate(questions))))
     scores = scores[scores["task"] == task]
     scores = scores.assign(method=(scores["method"] + " " + scores["coefficient"]).str.strip())
-    pairs, kept = [], []
-    for method, against in experiment.contrasts:
+    registered = len(experiment.contrasts) * max(1, len({run.task for run in experiment.runs}))
+    return paired_contrasts(scores, experiment.contrasts, MARGIN[measure], registered)
+
+
+def paired_contrasts(
+    scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], margin: float, registered: int | None = None
+) -> pd.DataFrame:
+    """Returns the rows of `compare_methods` for pairs of methods, over the seeds that both have; empty where none has two.
+
+    Holm's correction counts `registered` contrasts, known or not (None: as many as `pairs`).
+    """
+    tables = []
+    for method, against in pairs:
         seeds = [set(scores.loc[scores["method"] == each, "seed"]) for each in (method, against)]
         if len(shared := seeds[0] & seeds[1]) >= 2:
-            pairs.append((method, against))
-            kept.append(scores[scores["method"].isin([method, against]) & scores["seed"].isin(shared)])
-    tables = [compare_methods(rows, [pair], margin=MARGIN[measure]) for pair, rows in zip(pairs, kept, strict=True)]
+            kept = scores["method"].isin([method, against]) & scores["seed"].isin(shared)
+            tables.append(compare_methods(scores[kept], [(method, against)], margin=margin))
     if not tables:
         return pd.DataFrame()
-    found = pd.concat(tables, ignore_index=True)
-    registered = len(experiment.contrasts) * max(1, len({run.task for run in experiment.runs}))
+    found, registered = pd.concat(tables, ignore_index=True), registered or len(pairs)
     p_values = np.append(found["p"].to_numpy(float), np.ones(registered - len(found)))  # those not known yet count
     return found.assign(p_holm=holm(p_values)[: len(found)])
 

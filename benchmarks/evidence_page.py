@@ -13,13 +13,23 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.evidence import RESULTS, ROOT, Experiment, contrasts_of, experiments, frontiers
+from benchmarks.evidence import (
+    MARGIN,
+    RESULTS,
+    ROOT,
+    Experiment,
+    contrasts_of,
+    experiments,
+    frontiers,
+    paired_contrasts,
+)
+from benchmarks.evidence_posttrain import METHODS as POST_METHODS
 from benchmarks.evidence_posttrain import questions_asked
 from benchmarks.evidence_posttrain import runs as post_runs
 from benchmarks.evidence_ttt import runs as rest_runs
@@ -55,7 +65,8 @@ LABELS = {
 MEASURES = {"exact_recall": ("recall (%)", 100, 1), "longppl": ("LongPPL", 1, 2), "ntp_loss": ("NTP loss", 1, 4)}
 """Columns of the table of means: heading, scale and digits."""
 UNITS = {"exact_recall": ("points of recall", 100, 1), "key_loss": ("nats of loss on key tokens", 1, 3)}
-UNITS["ntp_loss"] = ("nats of next-token loss", 1, 4)
+UNITS |= {"ntp_loss": ("nats of next-token loss", 1, 4), "rest_change": ("nats", 1, 4)}
+UNITS["answers"] = ("points of right answers", 100, 1)
 
 
 INTRODUCTION = """# The registered experiments
@@ -65,7 +76,7 @@ measures, budgets and margins were [registered](../log.md) before any run, excep
 were registered when eight runs had finished, experiment 7 when 29 had, and experiment 8 when 48 had. ± is the standard
 deviation over seeds. Intervals are 95 % intervals over seeds and items; documents that ask about the same key are one item.
 The intervals are interim as long as registered runs are missing. The p-values are Holm-corrected over the registered
-contrasts of each measure; experiment 7 has intervals alone.
+contrasts of each measure.
 
 *By memory* means: at positions whose next tokens are much more likely given the whole prefix than given the last tokens
 alone. [method.md](../method.md#methods-that-can-be-compared) defines the methods.
@@ -172,15 +183,17 @@ def _means(table: pd.DataFrame) -> Iterator[str]:
         yield f"| {' | '.join(map(str, cells))} |"
 
 
-def _contrasts(table: pd.DataFrame, measure: str) -> Iterator[str]:
+def _contrasts(table: pd.DataFrame, measure: str, label: Callable[[str], str] | None = None) -> Iterator[str]:
+    """Yields a table of contrasts; `label` gives the words for a method of the table, `_label` by default."""
     if not len(table):
         return
+    label = label or _label
     unit, scale, digits = UNITS[measure]
     yield f"| difference | {unit} | seeds | items | p (Holm) | p (equivalence) |"
     yield "|---|---|---|---|---|---|"
     for row in table.to_dict("records"):
         value, low, high = (f"{row[key] * scale:+.{digits}f}" for key in ("difference", "low", "high"))
-        names = " – ".join(_label(row[side]) for side in ("method", "against"))
+        names = " – ".join(label(row[side]) for side in ("method", "against"))
         tests = f"{_p(row['p_holm'])} | {_p(row['p_equivalence'])}"
         yield f"| {names} | {value} ({low} to {high}) | {row['seeds']} | {row['items']} | {tests} |"
     yield ""
@@ -231,27 +244,17 @@ def _post_training(out: Path) -> Iterator[str]:
     yield from (f"{len(table)} of {len(registered)} registered runs have finished.", "")
     if not len(table):
         return
-    scores = item_scores(out, "answers", "7")
-    scores = scores.assign(item=scores["item"].map(dict(enumerate(questions_asked()))))
-    yield "| method | seeds | right answers (%) | difference from nested SFT (points, over seeds and questions) |"
-    yield "|---|---|---|---|"
+    yield "| method | seeds | right answers (%) |"
+    yield "|---|---|---|"
     for method, own in table.groupby("method", sort=False):
         recall, spread = own["exact_recall"].mean() * 100, own["exact_recall"].std() * 100
         mean = f"{recall:.1f}" + (f" ± {spread:.1f}" if len(own) > 1 else "")
-        style = method_styles([str(method)])[str(method)]
-        yield f"| {style.label} | {len(own)} | {mean} | {_difference(scores, str(method), 'nested_sft', 100, 1)} |"
+        yield f"| {_style_label(str(method))} | {len(own)} | {mean} |"
     yield ""
-
-
-def _difference(scores: pd.DataFrame, method: str, against: str, scale: float, digits: int) -> str:
-    """Returns the difference of two methods with its interval, over the seeds that both have; a dash for fewer than two."""
-    seeds = [set(scores.loc[scores["method"] == name, "seed"]) for name in (method, against)]
-    if method == against or len(shared := seeds[0] & seeds[1]) < 2:
-        return "–"
-    pair = scores[scores["method"].isin([method, against]) & scores["seed"].isin(shared)]
-    (row,) = compare_methods(pair, [(method, against)]).to_dict("records")
-    value, low, high = (f"{row[name] * scale:+.{digits}f}" for name in ("difference", "low", "high"))
-    return f"{value} ({low} to {high})"
+    scores = item_scores(out, "answers", "7")
+    scores = scores.assign(item=scores["item"].map(dict(enumerate(questions_asked()))))
+    pairs = [(method, "nested_sft") for method in POST_METHODS if method not in ("sft", "nested_sft")]
+    yield from _contrasts(paired_contrasts(scores, pairs, MARGIN["answers"]), "answers", _style_label)
 
 
 def _remainders(out: Path) -> Iterator[str]:
@@ -269,24 +272,40 @@ def _remainders(out: Path) -> Iterator[str]:
     if not len(table):
         return
     scores = item_scores(out, "rest_change", "7")
+    scores = scores.assign(method=scores["method"] + " " + scores["task"])  # the contrasts of all tasks are one family
+    names = {f"{run.label} {run.task}": run for run in registered}
+    pairs = [(name, name.replace(run.method, "sft", 1)) for name, run in names.items() if run.method != "sft"]
+    contrasts = paired_contrasts(scores, pairs, MARGIN["rest_change"])
     for task in dict.fromkeys(table["task"]):
         yield from (f"### {task.rpartition(' ')[0].capitalize()}", "")
-        yield "| method | learning rate, updates | seeds | change of the loss (nats) | difference from SFT (nats) |"
-        yield "|---|---|---|---|---|"
+        yield "| method (learning rate, updates) | seeds | change of the loss (nats) |"
+        yield "|---|---|---|"
         for label in dict.fromkeys(table.loc[table["task"] == task, "method"]):
-            yield _remainder(scores[scores["task"] == task], label)
+            own = scores[scores["method"] == f"{label} {task}"]
+            yield f"| {_rest_label(label)} | {own['seed'].nunique()} | {_change(own)} |"
         yield ""
+        if len(contrasts):
+            own = contrasts[contrasts["method"].str.endswith(f" {task}")]
+            yield from _contrasts(own, "rest_change", lambda name: _rest_label(name.partition(" ")[0]))
 
 
-def _remainder(scores: pd.DataFrame, label: str) -> str:
-    """Returns the line of one method, learning rate and number of updates."""
+def _change(scores: pd.DataFrame) -> str:
+    """Returns the mean of the scores of one method, with its interval over seeds and items where there are two seeds."""
+    if scores["seed"].nunique() < 2:
+        return f"{scores['score'].mean():+.4f}"
+    both = pd.concat([scores.assign(method="own"), scores.assign(method="none", score=0.0)])
+    (row,) = compare_methods(both, [("own", "none")]).to_dict("records")
+    return f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+
+
+def _style_label(method: str) -> str:
+    return method_styles([method])[method].label
+
+
+def _rest_label(label: str) -> str:
+    """Returns the words for a method of test-time training with its learning rate and number of updates."""
     method, lr, steps = label.rsplit("_", 2)
-    change = scores[scores["method"] == label].groupby("seed")["score"].mean()
-    spread = f" ± {change.std():.4f}" if len(change) > 1 else ""
-    numbers = f"{lr.removeprefix('lr')}, {steps.removeprefix('steps')}"
-    difference = _difference(scores, label, f"sft_{lr}_{steps}", 1, 4)
-    name = method_styles([method])[method].label
-    return f"| {name} | {numbers} | {len(change)} | {change.mean():+.4f}{spread} | {difference} |"
+    return f"{_style_label(method)} ({lr.removeprefix('lr')}, {steps.removeprefix('steps')})"
 
 
 def _title(task: str) -> str:

@@ -277,10 +277,10 @@ def _evaluate(
     writer: RunWriter | NoWriter,
     step: int,
 ) -> None:
-    with (
-        train_state.autocast()
-    ):  # workers that share the weights must use them equally often, so each measures everything
-        measures = measure(ALONE if is_sharded(train_state.policy) else train_state.workers)
+    # workers that share the weights must use them equally often, so that each of them measures everything
+    workers = ALONE if is_sharded(train_state.policy) else train_state.workers
+    with train_state.autocast():
+        measures = measure(workers)
     if measures := measures | noise(step):
         writer.evaluation(step, measures)
 

@@ -27,5 +27,8 @@ def test_the_page_has_right_answers_and_differences(tmp_path):
             record(tmp_path, PostRun(method=method, seed=seed), {"exact_recall": right}, items, commit="abc", seconds=1)
     lines = page(tmp_path).splitlines()
     assert "4 of 18 registered runs have finished." in lines and "0 of 120 registered rows have been measured." in lines
-    assert "| nested SFT | 2 | 50.0 ± 0.0 | – |" in lines
-    assert [line for line in lines if line.startswith("| nested expected match | 2 | 75.0 ± 0.0 | +25.0")]
+    assert "| nested SFT | 2 | 50.0 ± 0.0 |" in lines and "| nested expected match | 2 | 75.0 ± 0.0 |" in lines
+    (contrast,) = [line for line in lines if line.startswith("| nested expected match – nested SFT | +25.0 (")]
+    cells = [cell.strip() for cell in contrast.split("|")[2:-1]]
+    assert cells[1:3] == ["2", str(len(set(questions_asked())))]
+    assert cells[3] == "< 0.001" and cells[4] == "1.000", "it is above zero, and not within the margin"
