@@ -223,12 +223,13 @@ def _other_measures(out: Path, name: str, task: str) -> Iterator[str]:
         return
     measures = list(dict.fromkeys(items["measure"]))
     scores = items.assign(mean=[100 * np.mean([float(x) for x in values.split()]) for values in items["values"]])
-    yield f"| method | seeds | {' | '.join(f'{each} (%)' for each in measures)} |"
-    yield "|---|---|" + "---|" * len(measures)
-    for method, own in scores.groupby("method", sort=False):
+    yield f"| method | coefficient | seeds | {' | '.join(f'{each} (%)'.replace('_', ' ') for each in measures)} |"
+    yield "|---|---|---|" + "---|" * len(measures)
+    for (method, coefficient), own in scores.groupby(["method", "coefficient"], sort=False):
         groups = [own.loc[own["measure"] == measure, "mean"] for measure in measures]
-        cells = [f"{each.mean():.1f}" + (f" ± {each.std():.1f}" if len(each) > 1 else "") for each in groups]
-        yield f"| {LABELS.get(str(method), method)} | {own['seed'].nunique()} | {' | '.join(cells)} |"
+        cells = [LABELS.get(str(method), method), coefficient or "–", own["seed"].nunique()]
+        cells += [f"{each.mean():.1f}" + (f" ± {each.std():.1f}" if len(each) > 1 else "") for each in groups]
+        yield f"| {' | '.join(map(str, cells))} |"
     yield ""
 
 

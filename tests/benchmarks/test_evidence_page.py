@@ -53,6 +53,18 @@ def test_the_page_has_means_over_seeds_and_the_registered_contrasts(tmp_path: Pa
     assert "| 2 | 67 |" in contrast  # two seeds, 67 distinct keys
 
 
+def test_other_measures_have_a_row_for_each_coefficient(tmp_path: Path) -> None:
+    for coefficient, recalled in ((0.1, [1.0, 0.0, 0.0, 0.0]), (0.2, [1.0, 1.0, 1.0, 0.0])):
+        run = EvidenceRun(experiment="4", method="weighted", coefficient=coefficient, planted=False)
+        means = {"exact_recall": 0.5, "ntp_loss": 2.2, "longppl": 18.0, "key_tokens": 9}
+        items = {"exact_recall": [0.5], "key_loss": [1.0], "ntp_loss": [2.2], "rare_names": recalled}
+        record(tmp_path, run, means, items, commit="abc", seconds=1)
+    lines = page(tmp_path).splitlines()
+    start = lines.index("| method | coefficient | seeds | rare names (%) |")
+    name = "weighted NTP by memory"
+    assert lines[start + 2 : start + 5] == [f"| {name} | 0.1 | 1 | 25.0 |", f"| {name} | 0.2 | 1 | 75.0 |", ""]
+
+
 def test_the_figure_joins_the_coefficients_of_a_method(tmp_path: Path) -> None:
     fill(tmp_path)
     figure = frontier_figure(frontier_rows(tmp_path))
