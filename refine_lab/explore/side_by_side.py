@@ -127,6 +127,7 @@ class ReadingPair:
             f"The loss of B minus that of A is {signed(change.value)} nats per token ({CONFIDENCE:.0%} interval {interval}; "
             f"paired block bootstrap over {change.count:,} tokens, block length {change.block_length}, seed {self.seed}). The "
             "interval is for more text like this document; it does not cover other documents or training seeds."
+            f"{change.caution('compared')}"
         )
 
     def key_details(self) -> str:

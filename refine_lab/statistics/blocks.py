@@ -20,6 +20,12 @@ from refine_lab.validation import require
 
 RESAMPLES = 2_000
 """Number of bootstrap samples, which gives a standard error within about 2 % of its limit."""
+FEWEST = 100
+"""Number of tokens below which a result says that its interval is often too narrow.
+
+With autocorrelated changes (AR(1), coefficient 0.5) and no effect, the 95 % interval excluded 0 in 17 to 19 % of simulated
+series of at most 40 values, and in 11 % of those of 100 values.
+"""
 AT_ONCE = 2**20
 """Maximum number of drawn blocks that are in memory together."""
 
@@ -30,6 +36,16 @@ class BlockEstimate(Estimate):
 
     block_length: int
     count: int
+
+    def caution(self, what: str) -> str:
+        """Returns a sentence, after a space, if there is an interval from few tokens; otherwise an empty string.
+
+        `what` is done with the tokens, such as "held out".
+        """
+        if self.count >= FEWEST or math.isnan(self.stderr):
+            return ""
+        few = f"Only {self.count} tokens are {what}"
+        return f" {few}: below {FEWEST}, the interval is often too narrow, and noise can look like a difference."
 
 
 def block_bootstrap(

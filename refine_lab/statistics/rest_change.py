@@ -11,13 +11,6 @@ from refine_lab.statistics.blocks import BlockEstimate, block_bootstrap
 from refine_lab.statistics.means import CONFIDENCE
 from refine_lab.validation import require
 
-FEWEST_TOKENS = 100
-"""Number of tokens below which a result says that its interval is often too narrow.
-
-With autocorrelated changes (AR(1), coefficient 0.5) and no effect, the 95 % interval excluded 0 in 17 to 19 % of simulated
-remainders of at most 40 tokens, and in 11 % of those of 100 tokens.
-"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RestChange:
@@ -63,13 +56,7 @@ class RestChange:
     @property
     def caution(self) -> str:
         """Returns a sentence, after a space, if few tokens are held out; otherwise an empty string."""
-        count = self.change.count
-        if count >= FEWEST_TOKENS or np.isnan(self.interval[0]):
-            return ""
-        held = f"Only {count} token{' is' if count == 1 else 's are'} held out"
-        return (
-            f" {held}: below {FEWEST_TOKENS}, the interval is often too narrow, and noise can look like a difference."
-        )
+        return self.change.caution("held out")
 
     def row(self) -> dict[str, float | int | str]:
         """Returns the values by name: `tokens`, `before`, `after`, `change`, `low`, `high`, `block_length`, `verdict`."""

@@ -70,6 +70,10 @@ def test_the_better_model_is_named_and_equal_ones_have_no_interval_but_zero() ->
     worse, better = (reading([NAN, *(-losses - shift - draw.normal(0, 0.1, 200))]) for shift in (0.5, 0.0))
     assert pair(worse, better).loss.verdict == "B predicts this document better"
     assert pair(better, worse).loss.verdict == "A predicts this document better"
+    assert "below 100" not in pair(worse, better).details()
+    few = [reading(each.logprobs[:40]) for each in (worse, better)]
+    sentence = "Only 39 tokens are compared: below 100, the interval is often too narrow, and noise can look like a difference."
+    assert pair(*few).details().endswith(f"training seeds. {sentence}")
     same = pair(better, better)
     assert same.loss.verdict == "A and B predict every token of this document identically"
     assert same.measures()[["difference", "low", "high"]].to_numpy().tolist() == [[0, 0, 0], [1, 1, 1]]
