@@ -100,7 +100,8 @@ class Adapter:
     ) -> None:
         """The `workers` share the prompts of each update.
 
-        Raises ValueError if the model's weights are not float32 or float64, or if `parameters` matches no parameter."""
+        Raises ValueError if the model's weights are not float32 or float64, or if `parameters` matches no parameter.
+        """
         wide = model.dtype in (torch.float32, torch.float64)
         require(
             wide,
