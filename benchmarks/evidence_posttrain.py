@@ -18,7 +18,7 @@ import pandas as pd
 from benchmarks.evidence import RESULTS, Measures, measure_in_turn
 from refine_lab.config import TrainConfig
 from refine_lab.experiments.configs import method_configs
-from refine_lab.experiments.posttrain import answer_test_prompts, task_runs
+from refine_lab.experiments.posttrain import task_runs, final_answers
 from refine_lab.runs.queue import require_finished, run_in_turn
 from refine_lab.training.loading import load_training_task
 
@@ -77,10 +77,9 @@ def train_and_answer(config: TrainConfig, work: Path) -> tuple[pd.DataFrame, flo
     trained = task_runs([config], task, work)
     run_in_turn(trained, detach=False)
     require_finished(trained)
-    answers, metrics = answer_test_prompts(trained, task), trained[0].metrics()
+    answers, metrics = final_answers(trained[0], task), trained[0].metrics()
     loss = float(metrics["ntp_loss"].iloc[-1]) if "ntp_loss" in metrics else None
-    own = answers[answers["method"] == config.method].set_index("name")
-    return own.loc[[example.name for example in task.test]], loss
+    return answers.set_index("name").loc[[example.name for example in task.test]], loss
 
 
 @cache

@@ -58,19 +58,25 @@ def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str
 def answer_test_prompts(runs: Sequence[Run], task: Task) -> pd.DataFrame:
     """Returns the answers to every test question before training and after each run, with `method`, `seed` and `updates`.
 
-    They are stored in the run directories as they are generated: `answers/test`, each with the step of the checkpoint
-    that answered, and for the initial model `answers/base` of the first run. Stored answers of a run's last checkpoint are
-    reused; those of an earlier one are replaced.
+    Those of the initial model are stored in `answers/base` of the first run, and those of the runs as by `final_answers`.
     """
     model, folder = runs[0].config.model, runs[0].path / "answers" / "base"
     frames = [_answered(runs[0].config, model, task, folder, "base", NO_SEED).assign(updates=0)]
-    for run in runs:
-        checkpoint, metrics = resolve(str(run.path)), run.metrics()
-        facts = task, run.path / "answers" / "test", run.config.method, run.config.seed
-        frame = _answered(run.config, str(checkpoint), *facts, checkpoint)
-        updates = metrics.loc[metrics["step"] <= _step(checkpoint), "updates"]
-        frames.append(frame.assign(updates=int(updates.iloc[-1])))
+    frames += [final_answers(run, task) for run in runs]
     return pd.concat(frames, ignore_index=True)
+
+
+def final_answers(run: Run, task: Task) -> pd.DataFrame:
+    """Returns the answers of a run's last checkpoint to every test question, with `method`, `seed` and `updates`.
+
+    They are stored as they are generated, in `answers/test` of the run directory, each with the step of the checkpoint.
+    Stored answers of the last checkpoint are reused; those of an earlier one are replaced.
+    """
+    checkpoint, metrics = resolve(str(run.path)), run.metrics()
+    facts = task, run.path / "answers" / "test", run.config.method, run.config.seed
+    frame = _answered(run.config, str(checkpoint), *facts, checkpoint)
+    updates = metrics.loc[metrics["step"] <= _step(checkpoint), "updates"]
+    return frame.assign(updates=int(updates.iloc[-1]))
 
 
 def _step(checkpoint: Path) -> int:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from benchmarks.evidence_page import page
-from benchmarks.evidence_posttrain import KIND, METHODS, PostRun, questions_asked, runs
+from benchmarks.evidence_posttrain import KIND, METHODS, PostRun, questions_asked, runs, train_and_answer
 from refine_lab.experiments.evidence import record
+from refine_lab.runs.run import list_runs
+from tests.support.paths import TEXT
 
 
 def test_every_registered_run_is_the_recipe_with_other_prompts():
@@ -32,3 +38,18 @@ def test_the_page_has_right_answers_and_differences(tmp_path):
     cells = [cell.strip() for cell in contrast.split("|")[2:-1]]
     assert cells[1:3] == ["2", str(len(set(questions_asked())))]
     assert cells[3] == "< 0.001" and cells[4] == "1.000", "it is above zero, and not within the margin"
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_and_answers_once(tmp_path):
+    config = PostRun(method="nested_expected", seed=0).config
+    task = replace(config.task, train=16, validation=0, test=3)
+    config = replace(config, steps=1, task=task, data=replace(config.data, sources={str(TEXT): 1.0}))
+    answers, loss = train_and_answer(config, tmp_path)
+    assert len(answers) == 3 and set(answers["method"]) == {"nested_expected"} and 1 < loss < 8
+    (run,) = list_runs(tmp_path)
+    assert [path.name for path in (run.path / "answers").iterdir()] == ["test"], (
+        "not those of the model before training"
+    )
+    again, _ = train_and_answer(config, tmp_path)
+    assert again.equals(answers) and len(list_runs(tmp_path)) == 1
