@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+import pytest
+
 from benchmarks.fake_gpu import roofline
 from benchmarks.fake_gpu.report import MEMORY
 from tests.support.paths import ROOT
@@ -43,8 +45,9 @@ def test_the_table_has_the_figures_of_the_files():
         assert found["device_mismatches"] == 0, label
 
 
-def test_the_best_micro_batch_is_that_of_the_file():
-    found, document = figures("fake_gpu"), re.sub(r"\s+", " ", text())
+@pytest.mark.parametrize("name", ["fake_gpu", "fake_gpu_lact"])
+def test_the_best_micro_batch_is_that_of_the_file(name):
+    found, document = figures(name), re.sub(r"\s+", " ", text())
     estimate, peak = found["tokens_per_second_estimate"], found["micro_batch_peak_gib"]["total"]
     assert peak < MEMORY
     sentence = (
