@@ -32,6 +32,10 @@ EXCHANGE = timedelta(hours=24)
 """Time limit of one exchange: long, since the others wait while the first worker saves, or one has longer prompts."""
 
 
+class SharedError(ValueError):
+    """An error that every worker raises, so that the first one alone has to report it."""
+
+
 @dataclass(frozen=True)
 class Workers:
     """This worker's place among `count` of them; they exchange values through torch's default process group.
@@ -80,25 +84,59 @@ class Workers:
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
-    def gather_json(self, value: Any) -> list[Any]:
-        """Returns the values of all workers, in their order; JSON must be able to represent each of them."""
+    def gather_json(self, value: Any, what: str = "") -> list[Any]:
+        """Returns the values of all workers, in their order; JSON must be able to represent each of them.
+
+        `what` says what the values are. If it differs between workers, one of which has left out an exchange or gone another
+        way, every worker raises SharedError.
+        """
         if self.count == 1:
             return [value]
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = self.gather(torch.tensor([len(text)])).tolist()
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        padded[: len(text)] = text
-        rows = self.gather(padded).view(self.count, -1)
-        return [json.loads(row[:size].numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
+        found = [json.loads(text) for text in self._texts(json.dumps([what, value]))]
+        first = found[0][0]
+        for rank, (other, _) in enumerate(found):
+            if other != first:
+                raise SharedError(f"worker {rank} of {self.count} has come to {other!r}, and worker 0 to {first!r}")
+        return [value for _, value in found]
 
-    def map(self, function: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
+    def _texts(self, text: str) -> list[str]:
+        """Returns the texts of all workers."""
+        values = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        sizes = self.gather(torch.tensor([len(values)])).tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(values)] = values
+        rows = self.gather(padded).view(self.count, -1)
+        return [row[:size].numpy().tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+    def map(self, function: Callable[[T], Any], items: Sequence[T], what: str = "") -> list[Any]:
         """Returns the value of `function` for each item; each worker computes some of them, and all gather the results.
 
         JSON must be able to represent a value. The function must not exchange anything, so that a worker whose items take
-        longer keeps no other waiting inside it; it must not use sharded weights.
+        longer keeps no other waiting inside it; it must not use sharded weights. `what` is as in `gather_json`.
         """
-        found = self.gather_json([function(item) for item in items[self.rank :: self.count]])
+        mine = [function(item) for item in items[self.rank :: self.count]]
+        found = self.gather_json(mine, f"{what}, {len(items)} parts")
         return [found[i % self.count][i // self.count] for i in range(len(items))]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Returns what `make` returns in the first worker, which alone calls it; JSON must be able to represent it.
+
+        If it raises ValueError or OSError, the others raise SharedError with the same sentence.
+        """
+        if self.count == 1:
+            return make()
+        value, error = None, None
+        if self.first:
+            try:
+                value = make()
+            except (ValueError, OSError) as raised:
+                error = raised
+        value, sentence = self.gather_json([value, None if error is None else str(error)], "what the first finds")[0]
+        if error is not None:
+            raise error
+        if sentence is not None:
+            raise SharedError(sentence)
+        return value
 
     def every(self, condition: Tensor) -> Tensor:
         """Returns whether a condition holds for every worker, on the device, without waiting for it."""
@@ -165,16 +203,32 @@ def join(store: Any, workers: Workers, device: str) -> None:
     dist.init_process_group(backend, store=prefixed, rank=workers.rank, world_size=workers.count, timeout=EXCHANGE)
 
 
+def require_devices(device: str, count: int, here: int) -> None:
+    """Raises ConfigError unless each of `count` workers, of which `here` are on this machine, can have a device of its own.
+
+    A single GPU such as "cuda:1" cannot be shared.
+    """
+    require(":" not in device, "device", device, f"'auto', 'cpu' or 'cuda' for {count} workers")
+    if device != "cpu" and torch.cuda.is_available():
+        devices = torch.cuda.device_count()
+        require(here <= devices, "processes", here, f"at most {devices} on this machine, one for each of its GPUs")
+
+
+def of_exchange(error: BaseException) -> bool:
+    """Returns whether an error comes from an exchange between workers, which any of them may have caused."""
+    return isinstance(error, stores.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
 @contextmanager
 def launched(device: str) -> Iterator[Workers]:
     """Yields the workers that `torchrun` has started, of which this process is one; without it, the only worker.
 
-    Raises ConfigError for a single GPU such as "cuda:1", which several workers cannot share.
+    Raises ConfigError as `require_devices`.
     """
     if (count := int(os.environ.get("WORLD_SIZE", "1"))) == 1:
         yield ALONE
         return
-    require(":" not in device, "device", device, f"'auto', 'cpu' or 'cuda' for {count} workers")
+    require_devices(device, count, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     workers = Workers(int(os.environ["RANK"]), count)
     store, _, _ = next(iter(stores.rendezvous("env://")))
     join(store, workers, device)

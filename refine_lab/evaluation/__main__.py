@@ -87,29 +87,41 @@ def quiet() -> None:
         datasets.disable_progress_bars()
 
 
+def _refused(error: Exception) -> int:
+    print(error, file=sys.stderr)
+    return 2
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if every task was evaluated, 1 if some could not run, 2 for bad input, 130 if interrupted."""
     if sentence := missing_packages("lm_eval"):
         print(sentence, file=sys.stderr)
         return 2
     from refine_lab.evaluation.run import evaluate
-    from refine_lab.workers import launched
+    from refine_lab.workers import ALONE, SharedError, launched, of_exchange
 
-    chosen = vars(parser().parse_args(arguments))
+    chosen, workers = vars(parser().parse_args(arguments)), ALONE
     quiet()
     try:
         config = configuration_of(chosen)
         with launched(config.device) as workers:
             result = evaluate(config, chosen["out"], workers=workers)
+    except SharedError as error:
+        return _refused(error) if workers.first else 0  # `torchrun` would end the first worker before it says so
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        return _refused(error)
+    except RuntimeError as error:
+        if workers.count == 1 or not of_exchange(error):
+            raise
+        print(f"Worker {workers.rank} ends, since another worker has ended.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         found = f"the results of finished tasks are in {chosen['out']}"
         print(f"Stopped. Run the same command again to continue; {found}.", file=sys.stderr)
         return 130
-    if workers.first:
-        print(f"written to {chosen['out'] / 'results.json'}")
+    if not workers.first:
+        return 0
+    print(f"written to {chosen['out'] / 'results.json'}")
     return 0 if all(unit["status"] == "done" for unit in result["units"]) else 1
 
 

@@ -83,6 +83,8 @@ class RefineLM(TemplateLM):
         self.ttt_per, self.ttt = config.ttt_per, ttt_settings(config)
         self.workers, self.counts = workers, Counter[str]()
         self.on_batch: Callable[[int, int], object] = lambda done, total: None
+        self.unit = ""
+        "What is measured at present."
 
     @classmethod
     def create_from_arg_obj(
@@ -270,7 +272,7 @@ class RefineLM(TemplateLM):
             return value, counts
 
         values = []
-        for value, counts in self.workers.map(counted, parts):
+        for value, counts in self.workers.map(counted, parts, self.unit):
             self.counts.update(counts)
             values.append(value)
         return values

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from refine_lab.evaluation.config import EvaluationConfig
 from refine_lab.evaluation.model import RefineLM
 from refine_lab.evaluation.packages import versions
 from refine_lab.evaluation.results import (
+    as_json,
     begin,
     gap_record,
     read_unit,
@@ -28,11 +30,12 @@ from refine_lab.evaluation.results import (
 from refine_lab.models.hub import Place, locate
 from refine_lab.models.loading import manifest_of
 from refine_lab.runs.cards import evaluated_run
+from refine_lab.runs.checkpoints import wait_for_checkpoint
 from refine_lab.runs.environment import environment
 from refine_lab.runs.run import Run
 from refine_lab.text import duration
 from refine_lab.training.inputs import model_digests
-from refine_lab.workers import ALONE, Workers
+from refine_lab.workers import ALONE, SharedError, Workers
 
 REPORT_SECONDS = 10
 """Minimum number of seconds between two lines of progress within a task."""
@@ -52,19 +55,18 @@ def evaluate(config: EvaluationConfig, out: Path, report: Report = print, worker
     prompts of every task among themselves, and the first one writes and reports.
 
     Raises ConfigError for an unknown task and for a folder with results of different settings, OSError if the folder cannot
-    be written, and what `load_model` raises; then nothing is written.
+    be written, and what `load_model` raises; then nothing is written. Raises SharedError if the workers have different
+    models, or if one of them cannot do what the others do.
     """
     wanted = units(config.tasks, config.lengths)
-    checkpoint = locate(config.model.removeprefix("new:"))
-    digests = model_digests(config.model)
+    checkpoint, model = located(config, workers)
+    digests = model_digests(model)
     settings = {**settings_of(config), "model_files": digests}
-    if workers.first:
-        require_same(out, settings)
-    (found, *_) = workers.gather_json([read_unit(out, unit) if workers.first else None for unit in wanted])
-    done = {unit: record for unit, record in zip(wanted, found, strict=True) if record is not None}
-    lm = None if len(done) == len(wanted) else load(config, checkpoint, workers)
-    if workers.first:
-        begin(out, settings)
+    _require_agreement(settings, workers)
+    done = workers.from_first(lambda: _measured_before(out, settings, wanted))
+    done = {unit: record for unit, record in zip(wanted, done, strict=True) if record is not None}
+    lm = None if len(done) == len(wanted) else RefineLM(model, workers=workers, **config.reading)
+    workers.from_first(lambda: begin(out, settings))
     card = CardWriter(config, checkpoint, out, report)
     about = {
         "config": dataclasses.asdict(config),
@@ -83,7 +85,40 @@ def evaluate(config: EvaluationConfig, out: Path, report: Report = print, worker
             clock.report_unit(number, unit, done[unit], wanted[number:], config)
             write_results(out, result)
             card.write(result)
+    workers.wait()  # `torchrun` ends the first worker when another one has failed or left out a task
     return result
+
+
+def located(config: EvaluationConfig, workers: Workers = ALONE) -> tuple[Place, str]:
+    """Returns the place of the model and the name to load it by, which is that of a checkpoint if the model is a run.
+
+    The run may still be training, so all workers take the checkpoint that the first one has found.
+    """
+    place = locate(config.model.removeprefix("new:"))
+    found = None if config.model.startswith("new:") else evaluated_run(place.folder)
+    if found is None:
+        return place, config.model
+    folder = place.folder.with_name(workers.from_first(lambda: place.folder.name))
+    _, step = evaluated_run(folder) or found
+    if folder != place.folder and step is not None:
+        folder = wait_for_checkpoint(found[0], step)
+    return Place(folder), str(folder)
+
+
+def _require_agreement(settings: Mapping[str, Any], workers: Workers) -> None:
+    """Raises SharedError, which names the first difference, unless all workers have the same settings and model."""
+    first, *others = workers.gather_json(json.loads(as_json(settings)), "the settings")
+    for rank, other in enumerate(others, start=1):
+        for name in sorted({*first, *other}):
+            if first.get(name) != other.get(name):
+                values = f"{first.get(name)!r} in worker 0, {other.get(name)!r} in worker {rank}"
+                raise SharedError(f"{name} must be the same for all workers, got {values}")
+
+
+def _measured_before(out: Path, settings: Mapping[str, Any], wanted: Sequence[Unit]) -> list[dict[str, Any] | None]:
+    """Returns the records of units that are in `out`. Raises ConfigError if they have other settings."""
+    require_same(out, settings)
+    return [read_unit(out, unit) for unit in wanted]
 
 
 def settings_of(config: EvaluationConfig) -> dict[str, Any]:
@@ -95,12 +130,6 @@ def settings_of(config: EvaluationConfig) -> dict[str, Any]:
     if config.ttt == "none" or config.ttt_per == "prompt":
         others.add("batch_size")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in others}
-
-
-def load(config: EvaluationConfig, checkpoint: Place, workers: Workers = ALONE) -> RefineLM:
-    """Loads the model of an evaluation; from a run that is still training, the checkpoint that was found at the start."""
-    of_run = evaluated_run(checkpoint.folder) is not None and not config.model.startswith("new:")
-    return RefineLM(str(checkpoint.folder) if of_run else config.model, workers=workers, **config.reading)
 
 
 def setting_of(config: EvaluationConfig, lm: RefineLM, unit: Unit) -> Setting:
@@ -126,16 +155,21 @@ def _started_from(model: str) -> str | None:
 
 
 def measured(lm: RefineLM, unit: Unit, setting: Setting, out: Path, clock: _Clock) -> dict[str, Any]:
-    """Measures one unit, writes its files and returns its record; a task that cannot run is left empty."""
+    """Measures one unit, writes its files and returns its record; a task that cannot run is left empty.
+
+    Raises SharedError for a task that cannot run in some of the workers only.
+    """
     began = time.monotonic()
-    lm.on_batch = clock.within(unit)
+    lm.on_batch, lm.unit = clock.within(unit), str(unit)
     try:
         found = BENCHMARKS[unit.task].measure(lm, setting)
     except Missing as missing:
+        lm.workers.gather_json(None, f"{unit}: {missing}")
         record = gap_record(unit, str(missing))
         if lm.workers.first:
             write_unit(out, unit, record)
         return record
+    lm.workers.gather_json(None, f"the end of {unit}")
     record = unit_record(unit, found, time.monotonic() - began)
     if lm.workers.first:
         write_unit(out, unit, record, found.rows)

@@ -57,12 +57,17 @@ def answer_run(
 ) -> None:
     """Answers a run's unanswered prompts until `stop` returns a true value, and prints the mean of each score."""
     run_prompts(run, model, tokenizer, task.test, task.rule, lambda names, update: stop(), workers)
-    if not workers.first:
-        return
+    if workers.first:
+        print(_summary(run), flush=True)
+    workers.wait()  # a worker that ends earlier counts as lost
+
+
+def _summary(run: Run) -> str:
+    """Returns the number of a run's answers and the mean of each score."""
     answers = run.answers()
     scored = [score for score in SCORES if answers[score].notna().any()]
     means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)
-    print(f"{run.config.method} s{run.config.seed}: {len(answers)} answers{means}", flush=True)
+    return f"{run.config.method} s{run.config.seed}: {len(answers)} answers{means}"
 
 
 def _loads(config: TTTRunConfig) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
 from refine_lab.text import printable, shorten, signal_name
-from refine_lab.workers import Workers
+from refine_lab.workers import Workers, of_exchange
 
 JOIN_SECONDS = 300.0
 """Maximum time until a worker reports for the first time."""
@@ -64,7 +64,7 @@ class Watch:
         try:
             if error is None:
                 return
-            if _of_exchange(error) and (sentence := self._wait_for_the_cause()):
+            if of_exchange(error) and (sentence := self._wait_for_the_cause()):
                 raise WorkerLostError(sentence) from None
             self._error = f"{type(error).__name__}: {printable(shorten(str(error), 1500))}"
             with suppress(Exception):  # the store may be gone
@@ -132,8 +132,3 @@ def leave_group() -> None:
     """Leaves torch's default process group, if this process has joined it."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _of_exchange(error: BaseException) -> bool:
-    """Returns whether an error comes from an exchange between workers, which any of them may have caused."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())

@@ -26,8 +26,7 @@ from refine_lab.runs.run import Run
 from refine_lab.training.answer_run import answer_prompts
 from refine_lab.training.lost_workers import JOIN_SECONDS, Watch, leave_group
 from refine_lab.training.trainer import train
-from refine_lab.validation import require
-from refine_lab.workers import Workers, join
+from refine_lab.workers import Workers, join, require_devices
 
 dist: Any = torch.distributed
 """Its stores are exported at run time only."""
@@ -83,11 +82,7 @@ def joined(run: Run) -> Iterator[Workers]:
 def _check(config: RunConfig, count: int, launched: bool) -> None:
     """Raises ConfigError for a configuration that `count` workers cannot share, each with a GPU of its own."""
     config.require_shares(count)
-    require(":" not in config.device, "device", config.device, f"'auto', 'cpu' or 'cuda' for {count} workers")
-    if config.device != "cpu" and torch.cuda.is_available():
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched else count
-        devices = torch.cuda.device_count()
-        require(here <= devices, "processes", here, f"at most {devices} on this machine, one for each of its GPUs")
+    require_devices(config.device, count, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched else count)
 
 
 def _local_store(count: int, timeout: timedelta) -> Any:

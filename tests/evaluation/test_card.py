@@ -14,7 +14,8 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed: the extra `eval
 
 from refine_lab.evaluation import run as evaluation
 from refine_lab.evaluation.config import EvaluationConfig
-from refine_lab.evaluation.run import evaluate, load
+from refine_lab.evaluation.model import RefineLM
+from refine_lab.evaluation.run import evaluate, located
 from refine_lab.experiments.compare import evaluation_results
 from refine_lab.models.hub import SHIPPED
 from refine_lab.runs.cards import read_cards
@@ -93,12 +94,16 @@ def test_a_run_that_cannot_be_written_is_evaluated_without_a_card(run, config, t
 def test_an_evaluation_keeps_to_the_checkpoint_that_it_began_with(run, config, tmp_path, monkeypatch):
     names: list[str] = []
 
-    def load_after_another_step(*arguments):
+    def located_before_another_step(*arguments):
+        found = located(*arguments)
         shutil.copytree(SHIPPED / "tiny-deltanet", run.path / "checkpoints" / "step-8")
-        lm = load(*arguments)
-        names.append(Path(lm.name).name)
-        return lm
+        return found
 
-    monkeypatch.setattr(evaluation, "load", load_after_another_step)
+    def loaded(name, **settings):
+        names.append(Path(name).name)
+        return RefineLM(name, **settings)
+
+    monkeypatch.setattr(evaluation, "located", located_before_another_step)
+    monkeypatch.setattr(evaluation, "RefineLM", loaded)
     evaluate(config, tmp_path / "out", silent)
     assert names == ["step-4"] and read_cards(run.path)[0]["step"] == 4
