@@ -18,7 +18,7 @@ import pandas as pd
 from benchmarks.evidence import RESULTS, Measures, measure_in_turn
 from refine_lab.config import TrainConfig
 from refine_lab.experiments.configs import method_configs
-from refine_lab.experiments.posttrain import task_runs, final_answers
+from refine_lab.experiments.posttrain import final_answers, task_runs
 from refine_lab.runs.queue import require_finished, run_in_turn
 from refine_lab.training.loading import load_training_task
 
