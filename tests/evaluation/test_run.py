@@ -185,7 +185,7 @@ original = run.measured
 def test_a_complete_evaluation_is_read_without_loading_the_model(config, tmp_path, monkeypatch):
     config = replace(config, tasks=("piqa",))
     first = run.evaluate(config, tmp_path / "out", lambda line: None)
-    monkeypatch.setattr(run, "load", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(run, "RefineLM", lambda *_, **settings: pytest.fail("the model is loaded"))
     assert run.evaluate(config, tmp_path / "out", lambda line: None)["units"] == first["units"]
 
 
