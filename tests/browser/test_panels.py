@@ -139,12 +139,16 @@ def test_a_second_adapt_asks(hands: Callable[[str], Hands]) -> None:
     person.go_to("Adapt")
     person.press("Enter")
     person.told("^The weights are already adapted with SFT \\(3 updates\\)\\. Continue from them, or start over")
+    choice = person.page.locator(f"{TTT} button", has_text="Start over")
+    choice.wait_for()
     person.go_to("Cancel")
     person.press("Enter")
-    person.page.locator(f"{TTT} button", has_text="Start over").wait_for(state="hidden")
+    choice.wait_for(state="hidden")
     assert person.in_python("len(panel.steps)") == "4"
     person.go_to("Adapt", "Shift+Tab")
+    person.page.evaluate(BUSY)  # the question comes late, and the status has its words already
     person.press("Enter")
+    choice.wait_for()
     person.go_to("Continue from the adapted weights")
     person.press("Enter")
     person.told("^After 6 steps: loss .* from the original weights")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -211,7 +212,8 @@ def test_torchrun_divides_an_evaluation(tmp_path: Path) -> None:
     (units, samples), (units_of_two, samples_of_two) = content(tmp_path / "one"), content(tmp_path / "two")
     assert units == units_of_two and sum(unit["status"] == "done" for unit in units) >= 4
     assert samples.keys() == samples_of_two.keys()
-    assert "Signal" not in two.stderr, "the first worker alone has an exit status other than 0"
+    cause = re.search(r"Root Cause.*?rank +: (\d)", two.stderr, re.DOTALL)
+    assert two.returncode == 0 or (cause is not None and cause[1] == "0"), "the first worker's status is that of all"
     for name, frame in samples.items():
         pd.testing.assert_frame_equal(frame, samples_of_two[name], check_exact=True)
 
