@@ -46,7 +46,7 @@ NOVELS = ROOT.parent / "shared" / "data" / "english_novels"
 GROUP = 4
 """Runs of each process between two looks at the clock."""
 MARGIN = {"exact_recall": 0.03, "ntp_loss": 0.005, "key_loss": 0.02, "answers": 0.03, "rest_change": 0.005}
-"""Margins of equivalence, chosen before any run: a fraction of recall or of right answers, and nats per token."""
+"""Margins of equivalence, chosen before any run of their experiment: fractions of recall or right answers, nats per token."""
 
 
 R = TypeVar("R", bound=Row)

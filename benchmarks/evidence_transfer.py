@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of evidence.csv")
     parser.add_argument("--processes", type=int, default=2, help="trainings at a time, each with one thread")
     parser.add_argument(
-        "--hours", type=float, default=1.0, help="no training and no measurement starts after this time"
+        "--hours", type=float, default=1.0, help="no group of trainings and no measurement starts after this time"
     )
     chosen = parser.parse_args()
     began = time.monotonic()
@@ -58,7 +58,7 @@ def main() -> None:
     if lacking:
         tables = chosen.work / "tables"
         execute(lacking, chosen.work, tables, chosen.processes, chosen.hours)
-        if (tables / TABLE).is_file():
+        if all((folder / TABLE).is_file() for folder in (tables, chosen.out)):
             print(compared(tables, chosen.out).to_string(index=False))
 
     def measured(run: EvidenceRun) -> Measures | None:

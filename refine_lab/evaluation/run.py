@@ -62,7 +62,7 @@ def evaluate(config: EvaluationConfig, out: Path, report: Report = print, worker
     checkpoint, model = located(config, workers)
     digests = model_digests(model)
     settings = {**settings_of(config), "model_files": digests}
-    _require_agreement(settings, workers)
+    _require_agreement({**settings, "units": [str(unit) for unit in wanted]}, workers)
     done = workers.from_first(lambda: _measured_before(out, settings, wanted))
     done = {unit: record for unit, record in zip(wanted, done, strict=True) if record is not None}
     lm = None if len(done) == len(wanted) else RefineLM(model, workers=workers, **config.reading)

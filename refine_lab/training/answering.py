@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,9 @@ class _Work:
                     if self._write(left[start : start + at_once], rows, adapter):
                         break
         finished = bool(self.workers.decide(len(self.done) == len(self.batches)))
+        reasons = self.workers.gather_json(self.reason if isinstance(self.reason, str) else None)
         if self.workers.first:
-            reason = self.reason if isinstance(self.reason, str) else "a stop was requested"
+            reason = next(filter(None, reasons), "a stop was requested")
             state, error = ("finished", None) if finished else ("stopped", reason)
             write_status(self.run, state, error, len(self.done))
         return finished
@@ -305,10 +307,12 @@ class _Work:
         """Writes the answers of all workers, then the checkpoint of `adapter`, if any; returns whether to stop."""
         everyone = self.workers.gather_json([rows, self.lines])
         self.lines.clear()
-        found = [row for rows, _ in everyone for row in rows or ()]
+        # what follows a batch that was stopped is answered again, so that batches are stored in their order
+        kept = [*takewhile(lambda given: given[0] is not None, everyone)]
+        found = [row for rows, _ in kept for row in rows]
         answered = [number for number in numbers if any(row["batch"] == number for row in found)]
         if isinstance(self.writer, RunWriter) and found:
-            for number, line in (line for _, lines in everyone for line in lines):
+            for number, line in (line for _, lines in kept for line in lines):
                 self.writer.update(number, line)
             self.writer.flush()  # the lines of updates, which count once their batch is answered
             for number in answered:

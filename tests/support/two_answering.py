@@ -39,15 +39,15 @@ TIMES = ["seconds", "time", "tokens_per_second"]
 COUNT = 7  # is odd, so that the last round has one prompt
 
 
-def go(run: Run, workers: Workers, stop_after: int = 0, asked: int = 0) -> bool:
-    """Continues a run; worker `asked` requests a stop when it has heard of `stop_after` batches that are answered."""
+def go(run: Run, workers: Workers, stop_after: int = 0, asked: int = 0, *, updates: bool = False) -> bool:
+    """Continues a run; worker `asked` requests a stop when it has heard of `stop_after` answered batches, or of `updates`."""
     policy, tokenizer = model()
     heard = 0
 
-    def report(names: tuple[str, ...], update: object) -> bool:
+    def report(names: tuple[str, ...], update: object) -> str:
         nonlocal heard
-        heard += update is None
-        return heard >= stop_after > 0 and workers.rank == asked
+        heard += (update is None) != updates
+        return f"worker {asked} has had enough" if heard >= stop_after > 0 and workers.rank == asked else ""
 
     with take_lock(run.path) if workers.first else nullcontext():
         return run_prompts(run, policy, tokenizer, examples(COUNT), RULE, report, workers)
@@ -111,6 +111,23 @@ def resumed(folder: Path, workers: Workers) -> dict[str, Any]:
     return found
 
 
+def interrupted(folder: Path, workers: Workers) -> dict[str, Any]:
+    """Stops each worker in turn in the middle of a batch, and finishes the run: nothing may change its place."""
+    found: dict[str, Any] = {}
+    for name in ("prompt", "never"):
+        for asked in (0, 1):
+            run = begun(folder / f"interrupted by {asked}" / name, CASES[name], workers)
+            stopped = not go(run, workers, 3, asked, updates=True)
+            reason = run.status.error
+            workers.wait()
+            assert go(run, workers)
+            if workers.first:
+                alone = Run(next((folder / "one" / name).iterdir()))
+                found[f"{name} {asked}"] = difference(run, alone) | {"stopped": stopped, "reason": reason}
+            workers.wait()
+    return found
+
+
 def evaluated(folder: Path, workers: Workers) -> dict[str, Any]:
     """Evaluates rows and answers with both workers and with one; counts the readings of each worker."""
     policy, tokenizer = model()
@@ -146,7 +163,7 @@ def broken(folder: Path, workers: Workers) -> dict[str, Any]:
 
 
 def main() -> None:
-    cases: tuple[Callable[[Path, Workers], dict[str, Any]], ...] = (compared, resumed, evaluated, broken)
+    cases: tuple[Callable[[Path, Workers], dict[str, Any]], ...] = (compared, resumed, interrupted, evaluated, broken)
     with forked() as workers:
         found = {case.__name__: case(Path(sys.argv[1]), workers) for case in cases}
     print(json.dumps(found))

@@ -69,6 +69,13 @@ def test_a_worker_stops_both_and_the_run_continues_with_another_number(found: di
         assert_same(case)
 
 
+def test_a_worker_that_stops_in_a_batch_changes_no_place(found: dict[str, Any]) -> None:
+    assert len(found["interrupted"]) == 4
+    for name, case in found["interrupted"].items():
+        assert case["stopped"] and case["reason"] == f"worker {name[-1]} has had enough", (name, case)
+        assert_same(case)
+
+
 def test_workers_divide_an_evaluation(found: dict[str, Any]) -> None:
     case = found["evaluated"]
     assert case["same"] and case["readings"] == [[3, 5], [2, 5]]
