@@ -64,9 +64,14 @@ LABELS = {
 }
 MEASURES = {"exact_recall": ("recall (%)", 100, 1), "longppl": ("LongPPL", 1, 2), "ntp_loss": ("NTP loss", 1, 4)}
 """Columns of the table of means: heading, scale and digits."""
-UNITS = {"exact_recall": ("points of recall", 100, 1), "key_loss": ("nats of loss on key tokens", 1, 3)}
-UNITS |= {"ntp_loss": ("nats of next-token loss", 1, 4), "rest_change": ("nats", 1, 4)}
-UNITS["answers"] = ("points of right answers", 100, 1)
+UNITS = {
+    "exact_recall": ("points of recall", 100, 1),
+    "answers": ("points of right answers", 100, 1),
+    "key_loss": ("nats of loss on key tokens", 1, 3),
+    "ntp_loss": ("nats of next-token loss", 1, 4),
+    "rest_change": ("nats", 1, 4),
+}
+"""Columns of the tables of contrasts: unit, scale and digits."""
 
 
 INTRODUCTION = """# The registered experiments

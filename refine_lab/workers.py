@@ -87,8 +87,8 @@ class Workers:
     def gather_json(self, value: Any, what: str = "") -> list[Any]:
         """Returns the values of all workers, in their order; JSON must be able to represent each of them.
 
-        `what` says what the values are. If it differs between workers, one of which has left out an exchange or gone another
-        way, every worker raises SharedError.
+        `what` names the values. If the names differ between workers, because one of them has left out an exchange, every worker
+        raises SharedError.
         """
         if self.count == 1:
             return [value]
@@ -96,7 +96,7 @@ class Workers:
         first = found[0][0]
         for rank, (other, _) in enumerate(found):
             if other != first:
-                raise SharedError(f"worker {rank} of {self.count} has come to {other!r}, and worker 0 to {first!r}")
+                raise SharedError(f"worker {rank} of {self.count} exchanges {other!r}, but worker 0 {first!r}")
         return [value for _, value in found]
 
     def _texts(self, text: str) -> list[str]:

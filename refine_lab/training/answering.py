@@ -307,7 +307,7 @@ class _Work:
         """Writes the answers of all workers, then the checkpoint of `adapter`, if any; returns whether to stop."""
         everyone = self.workers.gather_json([rows, self.lines])
         self.lines.clear()
-        # what follows a batch that was stopped is answered again, so that batches are stored in their order
+        # batches after an interrupted one are answered again, so that answers are stored in the order of the batches
         kept = [*takewhile(lambda given: given[0] is not None, everyone)]
         found = [row for rows, _ in kept for row in rows]
         answered = [number for number in numbers if any(row["batch"] == number for row in found)]

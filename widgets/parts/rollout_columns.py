@@ -270,7 +270,7 @@ def _with_whole_characters(
     table, only the first `MOST_JOINED` such rows are changed.
     """
     partial = np.array([False, *(part_of(decode, int(token)) is not None for token in ids[1:])])
-    texts: dict[tuple[int, ...], list[str]] = {}  # of a run of such tokens, which nothing around it changes
+    texts: dict[tuple[int, ...], list[str]] = {}  # by run of such tokens; the tokens around a run do not change them
     added: dict[tuple[int, str], int] = {}
     for table, before in tables if partial.any() else []:
         rows, width = np.flatnonzero(partial[table].any(1))[:MOST_JOINED], before.shape[1]
